@@ -1,0 +1,56 @@
+# The commands a person types. Each makes its environment in .venv first and is quick the second time.
+# `make PYTHON=python3.12 test` chooses the interpreter of a new .venv; remove .venv to choose again.
+
+PYTHON ?= $(or $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
+  $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done), \
+  $(error Python 3.11 or newer was not found; name it: make PYTHON=/path/to/python ...))
+BIN := .venv/bin
+NOTEBOOKS = $(shell find nbs -name '*.ipynb' -not -path '*/.*' | sort)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help study test test-notebooks test-python lab check bench notebooks readme
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+
+study: .venv/core.stamp ## the main job: train the methods side by side, print the table, write CSV and figure
+	$(BIN)/vqvae study first-look
+
+test: test-notebooks test-python ## all tests: every notebook against the exported package, then tests/
+
+test-notebooks: .venv/dev.stamp
+	$(BIN)/nbdev_export
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
+
+test-python: .venv/dev.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lab: .venv/lab.stamp ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab --notebook-dir nbs
+
+check: .venv/dev.stamp ## notebooks clean, package and README in sync with them, nothing untracked or stale
+	$(BIN)/nbdev_clean
+	$(BIN)/nbdev_export
+	$(BIN)/python tools/check.py
+
+bench: .venv/core.stamp ## speed and memory of search and of a training step
+	$(BIN)/python tests/bench.py
+
+notebooks: .venv/dev.stamp ## run every notebook again and store its outputs
+	$(BIN)/nbdev_export
+	OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace $(NOTEBOOKS)
+	$(BIN)/nbdev_clean
+
+readme: .venv/dev.stamp ## README.md from nbs/index.ipynb
+	$(BIN)/python tools/readme.py
+
+.venv/bin/pip:
+	$(PYTHON) -m venv .venv
+
+.venv/core.stamp: EXTRAS =
+.venv/dev.stamp: EXTRAS = [dev]
+.venv/lab.stamp: EXTRAS = [dev,lab]
+.venv/core.stamp .venv/dev.stamp .venv/lab.stamp: pyproject.toml constraints.txt | .venv/bin/pip
+	@echo 'Installing vqvae$(EXTRAS) into .venv: some minutes the first time'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.$(EXTRAS)'
+	@touch $@

@@ -1,0 +1,279 @@
+"""One contract over every quantizer x shape x mode x dtype."""
+import copy
+
+import pytest
+import torch
+
+from vqvae.models.io import load_component, save_component
+from vqvae.quantizers.estimators import projection, rotation, rotation_tangent, rotation_unscaled, straight_through
+from vqvae.quantizers.fsq import FiniteScalarQuantizer
+from vqvae.quantizers.gumbel import GumbelSoftmaxQuantizer, LinearLogits
+from vqvae.quantizers.learning import EMALearning, Revival
+from vqvae.quantizers.search import nearest_codes
+from vqvae.quantizers.vq import ProjectionVectorQuantizer, RotationVectorQuantizer, VectorQuantizer
+
+DIM, SIZE = 4, 16
+
+
+def codes(): return torch.randn(SIZE, DIM, generator=torch.Generator().manual_seed(5))
+
+
+QUANTIZERS = {
+    "VQ": lambda: VectorQuantizer(DIM, SIZE, codes()),
+    "VQ uniform": lambda: VectorQuantizer(DIM, SIZE),
+    "VQ EMA": lambda: VectorQuantizer(DIM, SIZE, codes(), learning=EMALearning(0.9)),
+    "VQ EMA revival": lambda: VectorQuantizer(DIM, SIZE, codes(), learning=EMALearning(0.9, every=2), revival=Revival(2)),
+    "VQ loss revival": lambda: VectorQuantizer(DIM, SIZE, codes(), revival=Revival(2)),
+    "VQ unscaled rotation": lambda: VectorQuantizer(DIM, SIZE, codes(), rotation_unscaled),
+    "VQ tangent rotation": lambda: VectorQuantizer(DIM, SIZE, codes(), rotation_tangent),
+    "rotation VQ": lambda: RotationVectorQuantizer(DIM, SIZE, codes()),
+    "projection VQ": lambda: ProjectionVectorQuantizer(DIM, SIZE, codes()),
+    "FSQ even": lambda: FiniteScalarQuantizer([2] * DIM),
+    "FSQ odd": lambda: FiniteScalarQuantizer([3, 5, 7, 3]),
+    "FSQ mixed": lambda: FiniteScalarQuantizer([8, 5, 2, 4]),
+    "Gumbel": lambda: GumbelSoftmaxQuantizer(DIM, SIZE, codes()),
+    "Gumbel linear": lambda: GumbelSoftmaxQuantizer(DIM, SIZE, codes(), logits=LinearLogits(DIM, SIZE)),
+    "Gumbel soft": lambda: GumbelSoftmaxQuantizer(DIM, SIZE, codes(), hard=False),
+}
+SHAPES = [(7,), (1,), (2, 3), (2, 3, 5), (2, 1, 3, 2)]  # all but the last axis
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+every_quantizer = pytest.mark.parametrize("name", QUANTIZERS)
+
+
+def latents(shape, dtype=torch.float32, seed=0):
+    return torch.randn(*shape, DIM, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def noisy(name, training): return name == "Gumbel soft" and training
+
+
+@every_quantizer
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_triple(name, shape, training, dtype):
+    quantizer = QUANTIZERS[name]().train(training)
+    table = quantizer.get_codebook().detach().clone()  # learning moves the codes after the output was made
+    z = latents(shape, dtype).requires_grad_()
+    z_q, indices, info = quantizer(z)
+    assert z_q.shape == z.shape and z_q.dtype == dtype
+    assert indices.shape == z.shape[:-1] and indices.dtype == torch.int64
+    assert set(info) == {"z_q_hard", "distances", "losses"}
+    codewords = table[indices].to(dtype)
+    assert torch.equal(info["z_q_hard"].to(dtype), codewords)
+    if not noisy(name, training): assert torch.equal(z_q.view(torch.uint8), codewords.view(torch.uint8))  # bit for bit
+    assert info["distances"].shape == indices.shape
+    torch.testing.assert_close(info["distances"].double(), (z.double() - table[indices].double()).square().sum(-1), rtol=1e-4, atol=1e-5)
+    assert all(loss.ndim == 0 and torch.isfinite(loss) for loss in info["losses"].values())
+    if not training: assert torch.equal(quantizer.decode(indices).to(dtype), z_q)
+
+    total = z_q.float().square().sum() + sum(info["losses"].values())
+    total.backward()
+    assert torch.isfinite(z.grad).all() and z.grad.abs().sum() > 0
+    for parameter_name, parameter in quantizer.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), parameter_name
+
+
+@every_quantizer
+def test_codebook_is_a_bijection(name):
+    quantizer = QUANTIZERS[name]().eval()
+    table = quantizer.get_codebook()
+    assert table.shape == (quantizer.codebook_size, quantizer.dim)
+    assert len(table.unique(dim=0)) == quantizer.codebook_size
+    everything = torch.arange(quantizer.codebook_size)
+    assert torch.equal(quantizer.decode(everything), table)
+    assert torch.equal(quantizer.decode(everything.reshape(-1, 1).int()), table.unsqueeze(1))
+
+
+@every_quantizer
+def test_evaluation_changes_nothing_and_is_repeatable(name):
+    quantizer = QUANTIZERS[name]().eval()
+    before = copy.deepcopy(quantizer.state_dict())
+    rng = torch.get_rng_state()
+    first, second = quantizer(latents((50,))), quantizer(latents((50,)))
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+    assert all(torch.equal(value, quantizer.state_dict()[key]) for key, value in before.items())
+    assert torch.equal(rng, torch.get_rng_state())
+
+
+@every_quantizer
+def test_frozen_is_frozen(name):
+    quantizer = QUANTIZERS[name]().freeze()
+    before = copy.deepcopy(quantizer.state_dict())
+    quantizer.train()
+    for step in range(4):
+        z = latents((50,), seed=step).requires_grad_()
+        z_q, _, info = quantizer(z)
+        (z_q.sum() + sum(info["losses"].values())).backward()
+        assert torch.isfinite(z.grad).all() and z.grad.abs().sum() > 0
+        assert all(p.grad is None for p in quantizer.parameters())
+    assert all(torch.equal(value, quantizer.state_dict()[key]) for key, value in before.items())
+
+
+@every_quantizer
+def test_same_seed_same_training_and_global_generator_untouched(name):
+    rng = torch.get_rng_state()
+    states = []
+    for _ in range(2):
+        quantizer = QUANTIZERS[name]().train()
+        outputs = [quantizer(latents((50,), seed=step))[1] for step in range(4)]
+        states.append((quantizer.state_dict(), outputs))
+    assert all(torch.equal(states[0][0][key], states[1][0][key]) for key in states[0][0])
+    assert all(torch.equal(a, b) for a, b in zip(states[0][1], states[1][1]))
+    assert torch.equal(rng, torch.get_rng_state())
+
+
+@every_quantizer
+def test_saved_and_continued_equals_undisturbed(name, tmp_path):
+    straight, stopped = QUANTIZERS[name]().train(), QUANTIZERS[name]().train()
+    for step in range(3): straight(latents((50,), seed=step)), stopped(latents((50,), seed=step))
+    save_component(stopped, tmp_path / "q.safetensors")
+    continued = load_component(tmp_path / "q.safetensors").train()
+    for step in range(3, 7):
+        expected, found = straight(latents((50,), seed=step)), continued(latents((50,), seed=step))
+        assert torch.equal(expected[0], found[0]) and torch.equal(expected[1], found[1])
+    assert all(torch.equal(value, continued.state_dict()[key]) for key, value in straight.state_dict().items())
+
+
+@every_quantizer
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_cpu_autocast(name, training):
+    plain, cast = QUANTIZERS[name]().train(training), QUANTIZERS[name]().train(training)
+    z = latents((64,))
+    expected = plain(z)
+    with torch.autocast("cpu", dtype=torch.bfloat16): found = cast(z)
+    assert torch.equal(expected[0], found[0]) and torch.equal(expected[1], found[1])
+    for key, loss in expected[2]["losses"].items(): assert torch.equal(loss, found[2]["losses"][key])
+
+
+@every_quantizer
+def test_compiles_without_graph_break_in_evaluation(name):
+    torch._dynamo.reset()
+    quantizer = QUANTIZERS[name]().eval()
+    compiled = torch.compile(quantizer, fullgraph=True, backend="aot_eager")
+    for seed in (0, 1):
+        with torch.no_grad(): expected, found = quantizer(latents((6, 3), seed=seed)), compiled(latents((6, 3), seed=seed))
+        assert torch.equal(expected[0], found[0]) and torch.equal(expected[1], found[1])
+    z = latents((6, 3)).requires_grad_()
+    compiled(z)[0].sum().backward()
+    reference = latents((6, 3)).requires_grad_()
+    quantizer(reference)[0].sum().backward()
+    torch.testing.assert_close(z.grad, reference.grad)
+
+
+@every_quantizer
+def test_bad_input_is_refused_and_changes_nothing(name):
+    quantizer = QUANTIZERS[name]().train()
+    before = copy.deepcopy(quantizer.state_dict())
+    wrong = latents((5,))
+    nan, inf = wrong.clone(), wrong.clone()
+    nan[1, 2], inf[0, 0] = torch.nan, torch.inf
+    for bad, message in ((nan, "NaN or infinite"), (inf, "NaN or infinite"), (wrong[:, :3], f"{DIM} values on its last axis"),
+                         (wrong[:0], "empty"), (wrong[0], r"\(B, \*grid, 4\)")):
+        with pytest.raises(ValueError, match=message): quantizer(bad)
+    with pytest.raises((TypeError, ValueError)): quantizer(wrong.long())
+    for bad, kind in ((torch.tensor([quantizer.codebook_size]), ValueError), (torch.tensor([-1]), ValueError),
+                      (torch.tensor([0.0]), TypeError), (torch.tensor([], dtype=torch.int64), ValueError)):
+        with pytest.raises(kind, match="indices"): quantizer.decode(bad)
+    assert all(torch.equal(value, quantizer.state_dict()[key]) for key, value in before.items())
+
+
+@every_quantizer
+def test_padding_changes_nothing(name):
+    "A batch of padded sequences equals the same vectors without padding: outputs, losses, gradients, statistics."
+    short, padded = QUANTIZERS[name]().train(), QUANTIZERS[name]().train()
+    if "Gumbel" in name: short.eval(), padded.eval()  # in training the noise is drawn per position
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    z = latents((2, 3))
+    garbage = torch.where(mask.unsqueeze(-1), z, torch.tensor(torch.nan))
+    a, b = z[mask].requires_grad_(), garbage.requires_grad_()
+    for _ in range(3): expected, found = short(a), padded(b, mask=mask)
+    assert torch.equal(found[0][mask], expected[0]) and torch.equal(found[1][mask], expected[1])
+    for key, loss in expected[2]["losses"].items(): torch.testing.assert_close(found[2]["losses"][key], loss)
+    (expected[0].sum() + sum(expected[2]["losses"].values())).backward()
+    (found[0][mask].sum() + sum(found[2]["losses"].values())).backward()
+    torch.testing.assert_close(b.grad[mask], a.grad)
+    assert torch.equal(b.grad[~mask], torch.zeros_like(b.grad[~mask]))
+    assert all(torch.equal(value, padded.state_dict()[key]) for key, value in short.state_dict().items())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rotation_identity(seed):
+    "⟨z, ∂L/∂z⟩ = ⟨q, g⟩ to float64 precision, for norms over ten orders of magnitude and every dimension."
+    generator = torch.Generator().manual_seed(seed)
+    dim = 2 + seed
+    z, q, g = (torch.randn(500, dim, generator=generator, dtype=torch.float64) * 10 ** (10 * torch.rand(500, 1, generator=generator, dtype=torch.float64) - 5)
+               for _ in range(3))
+    z.requires_grad_()
+    rotation(z, q).backward(g)
+    scale = (q.norm(dim=-1) * g.norm(dim=-1))
+    assert (((z * z.grad).sum(-1) - (q * g).sum(-1)).abs() / scale).max() < 1e-13
+
+
+@pytest.mark.parametrize("estimator", [straight_through, rotation, rotation_unscaled, rotation_tangent, projection])
+def test_estimators_return_the_codeword_and_finite_gradients_in_degenerate_cases(estimator):
+    special = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [1e-30, 0.0], [1e30, 1e30], [1.0, 1e-7], [-1.0, 1e-4], [-0.0, 1.0]])
+    z, q = special.repeat_interleave(len(special), 0).requires_grad_(), special.repeat(len(special), 1)
+    z_q = estimator(z, q)
+    assert torch.equal(z_q.view(torch.int32), q.view(torch.int32))
+    z_q.backward(torch.ones_like(z_q) * 1e-6)
+    assert not torch.isnan(z.grad).any()
+
+
+def test_beta_zero_sends_no_loss_gradient_to_z_and_codebook_gradient_ignores_beta():
+    from vqvae.training.loss import vqvae_loss
+    gradients = []
+    for beta in (0.0, 0.25, 2.0):
+        quantizer = QUANTIZERS["VQ"]().train()
+        z = latents((50,)).requires_grad_()
+        z_q, indices, info = quantizer(z)
+        x_recon = torch.zeros(50, 3)
+        total, _ = vqvae_loss({"x_recon": x_recon, "losses": info["losses"]}, torch.ones(50, 3), weights={"commitment": beta})
+        total.backward()
+        gradients.append(quantizer.codebook.grad)
+        assert (z.grad is None or z.grad.abs().sum() == 0) == (beta == 0)
+        counts = torch.bincount(indices, minlength=SIZE)
+        sums = torch.zeros(SIZE, DIM).index_add_(0, indices, latents((50,)))
+        expected = -2 / (50 * DIM) * (sums - counts.unsqueeze(1) * quantizer.codebook.detach())
+        torch.testing.assert_close(quantizer.codebook.grad, expected)
+    assert all(torch.equal(gradients[0], g) for g in gradients)
+
+
+def test_search_over_sizes_and_tiles(monkeypatch):
+    "Every way in which latents and codes can be cut into tiles gives the brute-force answer."
+    from vqvae.quantizers import search
+    monkeypatch.setattr(search, "_TILE", 64)
+    monkeypatch.setattr(search, "_CODES", 8)
+    generator = torch.Generator().manual_seed(0)
+    for n, size, dim in ((1, 1, 1), (5, 7, 1), (33, 8, 2), (17, 9, 3), (40, 31, 2), (3, 65, 5)):
+        z = torch.randint(-2, 3, (n, dim), generator=generator).float()  # many exact ties
+        book = torch.randint(-2, 3, (size, dim), generator=generator).float() + 1000
+        expected = (z.unsqueeze(1).double() + 1000 - book.double()).square().sum(-1).argmin(1)
+        assert torch.equal(nearest_codes(z + 1000, book), expected)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_search_is_exact_under_reduced_matmul_precision(precision):
+    torch.set_float32_matmul_precision(precision)
+    try:
+        generator = torch.Generator().manual_seed(1)
+        z, book = torch.randn(400, 16, generator=generator), torch.randn(300, 16, generator=generator)
+        expected = torch.stack([(row.double() - book.double()).square().sum(-1).argmin() for row in z])
+        assert torch.equal(nearest_codes(z, book), expected)
+    finally: torch.set_float32_matmul_precision("highest")
+
+
+def test_micro_batches_equal_one_batch():
+    z = latents((120,))
+    once, pieces = (VectorQuantizer(DIM, SIZE, codes(), learning=EMALearning(0.9, every=n)).train() for n in (1, 4))
+    once(z)
+    for part in z.chunk(4): pieces(part)
+    assert torch.equal(once.codebook, pieces.codebook)
+
+
+def test_set_codebook_refuses_and_keeps():
+    quantizer = VectorQuantizer(DIM, SIZE, codes())
+    for bad in (torch.zeros(SIZE, DIM + 1), torch.full((SIZE, DIM), torch.nan)):
+        with pytest.raises(ValueError, match="codebook"): quantizer.set_codebook(bad)
+    assert torch.equal(quantizer.codebook, codes())
