@@ -269,7 +269,8 @@ def test_micro_batches_equal_one_batch():
     once, pieces = (VectorQuantizer(DIM, SIZE, codes(), learning=EMALearning(0.9, every=n)).train() for n in (1, 4))
     once(z)
     for part in z.chunk(4): pieces(part)
-    assert torch.equal(once.codebook, pieces.codebook)
+    assert torch.equal(once.learning.count, pieces.learning.count)
+    torch.testing.assert_close(once.codebook, pieces.codebook, rtol=1e-6, atol=1e-6)  # sums in another order
 
 
 def test_set_codebook_refuses_and_keeps():

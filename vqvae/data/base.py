@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ..core import check_finite, check_positive, seeded, step_generator
+from ..core import check_finite, check_positive, evaluating, seeded, step_generator
 
 # %% ../../nbs/data/00_base.ipynb #cell-005
 def as_samples(
@@ -34,14 +34,9 @@ def encode_in_chunks(
     chunk: int = 256,  # samples encoded at a time
 ) -> Tensor:  # latents, (n · grid, dim), on the CPU
     "Encode in evaluation mode and without gradients, and flatten the latents into rows."
-    modules = {m: m.training for m in encoder.modules()} if isinstance(encoder, nn.Module) else {}
-    parameter = next(encoder.parameters(), None) if modules else None
-    device = x.device if parameter is None else parameter.device
-    try:
-        for module in modules: module.training = False
-        with torch.no_grad(): parts = [encoder(part.to(device)) for part in x.split(chunk)]
-    finally:
-        for module, mode in modules.items(): module.training = mode
+    module = encoder if isinstance(encoder, nn.Module) else nn.Module()
+    device = next((p.device for p in module.parameters()), x.device)
+    with evaluating(module): parts = [encoder(part.to(device)) for part in x.split(chunk)]
     return torch.cat([part.reshape(-1, part.shape[-1]).cpu() for part in parts])
 
 # %% ../../nbs/data/00_base.ipynb #cell-009

@@ -22,6 +22,7 @@ class BaseDecoder(Component, ABC):
     ) -> None:
         super().__init__()
         self.dim = None if dim is None else check_positive(dim, "dim")
+        self.sample_shape: tuple[int, ...] | None = None
 
     @abstractmethod
     def forward(

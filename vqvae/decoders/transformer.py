@@ -30,7 +30,7 @@ class TransformerDecoder(BaseDecoder):
         super().__init__(dim)
         check_positive(out_channels, "out_channels")
         self.image_size, self.grid = patch_grid(image_size, patch_size)
-        self.out_channels, self.patch_size = out_channels, patch_size
+        self.out_channels, self.patch_size, self.sample_shape = out_channels, patch_size, (out_channels, *self.image_size)
         with seeded(seed):
             self.embed = nn.Linear(dim, width)
             self.transformer = TokenTransformer(self.grid, width, depth, heads)

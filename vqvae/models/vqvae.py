@@ -26,10 +26,12 @@ def check_parts(encoder: BaseEncoder, quantizer: BaseQuantizer, decoder: BaseDec
     for part, name in ((encoder, "encoder"), (decoder, "decoder")):
         if part.dim is not None and part.dim != quantizer.dim:
             raise ValueError(f"{name} has latents of dimension {part.dim}, the quantizer expects {quantizer.dim}")
-    if encoder.input_shape is None: return
+    shape = encoder.input_shape
+    if shape is None: return
+    if decoder.sample_shape is not None and len(decoder.sample_shape) == len(shape): shape = decoder.sample_shape
     with evaluating(encoder), evaluating(quantizer), evaluating(decoder):
         reference = next((p for p in encoder.parameters()), torch.zeros(()))
-        x = torch.zeros(1, *encoder.input_shape, device=reference.device, dtype=reference.dtype)
+        x = torch.zeros(1, *shape, device=reference.device, dtype=reference.dtype)
         z = encoder(x)
         if z.shape[-1] != quantizer.dim:
             raise ValueError(f"encoder turns {tuple(x.shape)} into {tuple(z.shape)}, the quantizer expects {quantizer.dim} on the last axis")

@@ -51,10 +51,11 @@ def _frame(z: Tensor, q: Tensor) -> _Frame:
     "Unit vectors, ratio of norms, and where the rotation from z to q exists."
     info = torch.finfo(z.dtype)
     z_norm, q_norm = z.norm(dim=-1, keepdim=True), q.norm(dim=-1, keepdim=True)
-    nonzero = (z_norm > info.tiny ** 0.5) & (q_norm > info.tiny ** 0.5)
-    z_hat, q_hat = z / torch.where(nonzero, z_norm, 1.0), q / torch.where(nonzero, q_norm, 1.0)
+    usable = [(norm > info.tiny ** 0.5) & (norm < info.max ** 0.5) for norm in (z_norm, q_norm)]
+    usable = usable[0] & usable[1]  # neither zero nor so long that its square overflows
+    z_hat, q_hat = z / torch.where(usable, z_norm, 1.0), q / torch.where(usable, q_norm, 1.0)
     opposite = (z_hat + q_hat).square().sum(-1, keepdim=True) <= 8 * info.eps
-    defined = nonzero & ~opposite & (z.shape[-1] > 1)
+    defined = usable & ~opposite & (z.shape[-1] > 1)
     return _Frame(z_hat, q_hat, torch.where(defined, q_norm, 1.0) / torch.where(defined, z_norm, 1.0), defined)
 
 

@@ -90,14 +90,15 @@ class EMALearning(Component):
         indices: Tensor,  # their codes, int64, (N,)
     ) -> None:
         "Add a batch to the statistics; after `every` batches, move the codebook."
-        self.new_count += torch.bincount(indices, minlength=len(codebook))
-        self.new_total.index_add_(0, indices, z.to(self.new_total.dtype))
+        total = torch.zeros_like(self.new_total).index_add_(0, indices, z.to(self.new_total.dtype))
+        self.new_count += _sum_over_ranks(torch.bincount(indices, minlength=len(codebook)))
+        self.new_total += _sum_over_ranks(total)
         self.batches += 1
         if self.batches == self.every: self._move(codebook)
 
     def _move(self, codebook: Tensor) -> None:
         for running, new in ((self.count, self.new_count), (self.total, self.new_total)):
-            running.mul_(self.decay).add_(_sum_over_ranks(new), alpha=1 - self.decay)
+            running.mul_(self.decay).add_(new, alpha=1 - self.decay)
             new.zero_()
         self.batches.zero_()
         everything = self.count.sum()

@@ -24,7 +24,8 @@ def check_weights(
         if isinstance(weight, bool) or not isinstance(weight, (int, float)):
             raise TypeError(f"weights[{name!r}] must be a number, got {type(weight).__name__}")
         if not (math.isfinite(weight) and weight >= 0):
-            raise ValueError(f"weights[{name!r}] must be finite and not negative, got {weight}; known terms: {sorted(DEFAULT_WEIGHTS)}")
+            raise ValueError(f"weights[{name!r}] must be finite and not negative, got {weight}; "
+                             f"terms with a default weight: {sorted(DEFAULT_WEIGHTS)}")
     return dict(weights or {})
 
 # %% ../../nbs/training/01_loss.ipynb #cell-006
@@ -33,7 +34,9 @@ def vqvae_loss(
     x: Tensor,  # the samples, (B, *sample)
     weights: Mapping[str, float] | None = None,  # by term, instead of those in DEFAULT_WEIGHTS
 ) -> tuple[Tensor, dict[str, Tensor]]:  # weighted total, and the unweighted terms by name
-    "The training loss and its terms [@vandenoord2017neural, equation 3]; raises `ValueError` for unlike shapes or unknown names."
+    """The training loss and its terms [@vandenoord2017neural, equation 3].
+
+    Raises `ValueError` for unlike shapes, an unknown name, or a weight that is negative or not finite."""
     x_recon = outputs["x_recon"]
     if x_recon.shape != x.shape:
         raise ValueError(f"x_recon must have the shape of x, {tuple(x.shape)}, got {tuple(x_recon.shape)}")

@@ -1,0 +1,98 @@
+"""`make bench`: nearest-code search beside torch.cdist and a plain matrix product, its memory, and a training step.
+
+Side by side in one run, because absolute times depend on the machine and on what else it does. Reports; asserts nothing.
+"""
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from vqvae.quantizers.learning import EMALearning
+from vqvae.quantizers.search import nearest_codes
+from vqvae.quantizers.vq import VectorQuantizer
+
+
+def best_of(call, repeats):
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def resident(): return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_above(call):
+    "Largest resident memory during a call above that before it, in MB, looked at every millisecond."
+    start, peak, done = resident(), [0], threading.Event()
+
+    def watch():
+        while not done.wait(0.001): peak[0] = max(peak[0], resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    call()
+    done.set()
+    watcher.join()
+    return (max(peak[0], resident()) - start) / 1e6
+
+
+def problem(rows, size, dim):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(rows, dim, generator=generator), torch.randn(size, dim, generator=generator)
+
+
+def product_in_blocks(z, codes, rows=1024):
+    for block in z.split(rows): block @ codes.T
+
+
+def search_table():
+    print("| latents × codes × dim | search (s) | cdist + argmin (s) | matrix product (s) | search / product |")
+    print("| :-- | --: | --: | --: | --: |")
+    for rows, size, dim, repeats in ((4096, 256, 8, 20), (16384, 1024, 64, 5), (16384, 4096, 32, 3), (65536, 16384, 64, 1)):
+        z, codes = problem(rows, size, dim)
+        whole = rows * size * 4 < 2e9  # the table of distances has to fit
+        search = best_of(lambda: nearest_codes(z, codes), repeats)
+        cdist = best_of(lambda: torch.cdist(z, codes).argmin(1), repeats) if whole else float("nan")
+        product = best_of(lambda: product_in_blocks(z, codes), repeats)
+        print(f"| {rows} × {size} × {dim} | {search:.4f} | {cdist:.4f} | {product:.4f} | {search / product:.2f} |", flush=True)
+
+
+def step_table():
+    print("| one training step, 8192 latents × 1024 codes × 64 | ms |")
+    print("| :-- | --: |")
+    z, codes = problem(8192, 1024, 64)
+    for name, learning in (("loss", None), ("moving average", EMALearning())):
+        quantizer = VectorQuantizer(64, 1024, codes, learning=learning)
+        optimizer = torch.optim.Adam(quantizer.parameters()) if learning is None else None
+
+        def step():
+            x = z.clone().requires_grad_()
+            z_q, _, info = quantizer(x)
+            (z_q.square().mean() + sum(info["losses"].values())).backward()
+            if optimizer: optimizer.step(), optimizer.zero_grad()
+
+        print(f"| VectorQuantizer by {name} | {1000 * best_of(step, 10):.1f} |")
+
+
+def memory():
+    z, codes = problem(65536, 16384, 64)
+    nearest_codes(z[:64], codes[:64])  # what the first call of anything allocates is not the search's
+    print(f"peak memory of search at 65536 × 16384 × 64 above its inputs: {peak_above(lambda: nearest_codes(z, codes)):.0f} MB")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["memory"]: memory()
+    else:
+        print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
+        search_table()
+        print(flush=True)
+        subprocess.run([sys.executable, __file__, "memory"], check=True)  # a fresh process: freed memory hides nothing
+        print()
+        step_table()
