@@ -99,7 +99,7 @@ def _grid() -> list[dict]:
     "Every task with every quantizer and every start that applies to it."
     pairs = [(name, start) for name in ("VQ", "rotation VQ", "Gumbel") for start in _INITIALIZERS] + [("FSQ", "–")]
     return [{"task": task, "quantizer": name, "initialization": start, "steps": steps}
-            for task, steps in (("gaussian", 400), ("conv", 250), ("transformer", 250)) for name, start in pairs]
+            for task, steps in (("gaussian", 400), ("conv", 200), ("transformer", 200)) for name, start in pairs]
 
 
 def summarize(
