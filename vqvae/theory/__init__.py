@@ -4,24 +4,24 @@
 
 # %% auto #0
 __all__ = ['WaterFilling', 'gaussian_distortion', 'gaussian_rate', 'water_filling', 'water_filling_from_distortion',
-           'water_level', 'water_level_from_distortion', 'gaussian_entropy', 'laplace_entropy', 'uniform_entropy',
-           'differential_entropy', 'shannon_rate', 'shannon_distortion', 'mismatched_gaussian_rate',
-           'mismatched_gaussian_distortion', 'BlahutArimoto', 'blahut_arimoto', 'grid_source', 'squared_error',
-           'RemoteSource', 'remote_source', 'linear_gaussian_eigenvalues', 'pca_source', 'noiseless_source']
+           'water_level', 'water_level_from_distortion', 'differential_entropy', 'gaussian_entropy', 'laplace_entropy',
+           'uniform_entropy', 'shannon_distortion', 'shannon_rate', 'mismatched_gaussian_distortion',
+           'mismatched_gaussian_rate', 'BlahutArimoto', 'blahut_arimoto', 'grid_source', 'squared_error',
+           'RemoteSource', 'linear_gaussian_eigenvalues', 'noiseless_source', 'pca_source', 'remote_source']
 
 # %% ../../nbs/theory/index.ipynb #cell-002
+from .blahut_arimoto import BlahutArimoto, blahut_arimoto, grid_source, squared_error
+from .linear_gaussian import (RemoteSource, linear_gaussian_eigenvalues, noiseless_source, pca_source,
+                                          remote_source)
 from .rate_distortion import (WaterFilling, gaussian_distortion, gaussian_rate, water_filling,
                                           water_filling_from_distortion, water_level, water_level_from_distortion)
-from .shannon_bound import (gaussian_entropy, laplace_entropy, uniform_entropy, differential_entropy,
-    shannon_rate, shannon_distortion, mismatched_gaussian_rate, mismatched_gaussian_distortion)
-from .blahut_arimoto import (BlahutArimoto, blahut_arimoto, grid_source, squared_error)
-from vqvae.theory.linear_gaussian import (RemoteSource, remote_source, linear_gaussian_eigenvalues, pca_source,
-    noiseless_source)
+from .shannon_bound import (differential_entropy, gaussian_entropy, laplace_entropy, mismatched_gaussian_distortion,
+                                        mismatched_gaussian_rate, shannon_distortion, shannon_rate, uniform_entropy)
 
 # %% ../../nbs/theory/index.ipynb #cell-003
 _all_ = ["WaterFilling", "gaussian_distortion", "gaussian_rate", "water_filling", "water_filling_from_distortion",
          "water_level", "water_level_from_distortion",
-         "gaussian_entropy", "laplace_entropy", "uniform_entropy", "differential_entropy", "shannon_rate",
-         "shannon_distortion", "mismatched_gaussian_rate", "mismatched_gaussian_distortion", "BlahutArimoto",
-         "blahut_arimoto", "grid_source", "squared_error", "RemoteSource", "remote_source",
-         "linear_gaussian_eigenvalues", "pca_source", "noiseless_source"]
+         "differential_entropy", "gaussian_entropy", "laplace_entropy", "uniform_entropy", "shannon_distortion", "shannon_rate",
+         "mismatched_gaussian_distortion", "mismatched_gaussian_rate",
+         "BlahutArimoto", "blahut_arimoto", "grid_source", "squared_error",
+         "RemoteSource", "linear_gaussian_eigenvalues", "noiseless_source", "pca_source", "remote_source"]

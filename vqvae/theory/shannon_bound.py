@@ -121,7 +121,8 @@ def mismatched_gaussian_distortion(
 
     Equals D(R) for v = (λ - θ)₊. Raises `ValueError` for negative values, NaN, infinite variances.
     Source: Dembo and Kontoyiannis 2002."""
-    source, codes = torch.broadcast_tensors(_spectrum(variances), _named_spectrum(codebook_variances))
+    source = _spectrum(variances)
+    source, codes = torch.broadcast_tensors(source, _code_variances(codebook_variances, source.shape[-1]))
     nats = _nonnegative(rate, "rate").to(source.device) * math.log(2)
     largest = codes.amax(-1)
     low = torch.zeros(torch.broadcast_shapes(largest.shape, nats.shape), dtype=source.dtype, device=source.device)
@@ -133,16 +134,19 @@ def mismatched_gaussian_distortion(
     return _tilted(source, codes, torch.where(nats == torch.inf, torch.inf, (low + high) / 2), largest)[1]
 
 
-def _named_spectrum(codebook_variances: Tensor | list) -> Tensor:  # the same, float64
-    "Like `_spectrum`, for the codebook's variances."
-    value = _nonnegative(codebook_variances, "codebook_variances", finite=True)
-    return value if value.ndim else value[None]
+def _code_variances(codebook_variances: Tensor | list, k: int) -> Tensor:  # (..., k) or (..., 1), float64
+    "Return the codebook's variances as float64; raise `ValueError` where they do not fit the source's."
+    codes = _nonnegative(codebook_variances, "codebook_variances", finite=True)
+    codes = codes if codes.ndim else codes[None]
+    if codes.shape[-1] not in (1, k):
+        raise ValueError(f"codebook_variances must have {k} values on its last axis, or one, got shape {tuple(codes.shape)}")
+    return codes
 
 
 def _tilted(source: Tensor, codes: Tensor, log: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:  # nats, distortion
     "Rate and distortion per dimension at the slope where the largest code variance has ln e = `log`."
     ratio = codes / torch.where(largest > 0, largest, 1.0)[..., None]  # v_i / v_max
-    growth = ratio * torch.expm1(log)[..., None].nan_to_num(posinf=torch.finfo(source.dtype).max)  # e_i - 1 = 2 s v_i
+    growth = torch.where(ratio > 0, ratio * torch.expm1(log)[..., None], 0.0)  # e_i - 1 = 2 s v_i
     share = growth / (1 + growth)
     signal = torch.where(codes > 0, source / torch.where(codes > 0, codes, 1.0), 0.0)
     nats = 0.5 * (torch.log1p(growth) - share + share.square() * signal)
