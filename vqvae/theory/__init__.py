@@ -15,13 +15,15 @@ from .linear_gaussian import (RemoteSource, linear_gaussian_eigenvalues, noisele
                                           remote_source)
 from .rate_distortion import (WaterFilling, gaussian_distortion, gaussian_rate, water_filling,
                                           water_filling_from_distortion, water_level, water_level_from_distortion)
-from .shannon_bound import (differential_entropy, gaussian_entropy, laplace_entropy, mismatched_gaussian_distortion,
+from .shannon_bound import (differential_entropy, gaussian_entropy, laplace_entropy,
+                                        mismatched_gaussian_distortion,
                                         mismatched_gaussian_rate, shannon_distortion, shannon_rate, uniform_entropy)
 
 # %% ../../nbs/theory/index.ipynb #cell-003
 _all_ = ["WaterFilling", "gaussian_distortion", "gaussian_rate", "water_filling", "water_filling_from_distortion",
          "water_level", "water_level_from_distortion",
-         "differential_entropy", "gaussian_entropy", "laplace_entropy", "uniform_entropy", "shannon_distortion", "shannon_rate",
+         "differential_entropy", "gaussian_entropy", "laplace_entropy", "uniform_entropy",
+         "shannon_distortion", "shannon_rate",
          "mismatched_gaussian_distortion", "mismatched_gaussian_rate",
          "BlahutArimoto", "blahut_arimoto", "grid_source", "squared_error",
          "RemoteSource", "linear_gaussian_eigenvalues", "noiseless_source", "pca_source", "remote_source"]

@@ -51,9 +51,10 @@ def blahut_arimoto(
     """The point of the rate-distortion curve where it has the given slope, with the duality gap as stopping rule.
 
     Raises `ValueError` for bad probabilities, shapes and numbers, `RuntimeError` when the gap stays above `tolerance`.
-    Source: Blahut 1972, theorems 5 and 6; step length from Salakhutdinov and Roweis 2003."""
+    Source: Blahut 1972; step length from Salakhutdinov and Roweis 2003."""
     p, d = _problem(probabilities, distortions)
-    for value, name in ((slope, "slope"), (tolerance, "tolerance"), (max_iterations, "max_iterations")): check_positive(value, name)
+    for name, value in (("slope", slope), ("tolerance", tolerance), ("max_iterations", max_iterations)):
+        check_positive(value, name)
     kernel = torch.exp2(-slope * (d - d.amin(1, keepdim=True)))  # each row's largest entry is 1
     q = torch.full((d.shape[1],), 1 / d.shape[1], dtype=d.dtype, device=d.device)
     objective, step = math.inf, 1.0
@@ -68,8 +69,8 @@ def blahut_arimoto(
             if new <= objective or step == 1: break
             step = 1.0
         q, objective, step = moved, new, 1.1 * step
-    raise RuntimeError(f"the duality gap is still {gap.item():.2g} bits after {max_iterations} steps, above tolerance {tolerance:g}: "
-                       "raise either of the two")
+    raise RuntimeError(f"the duality gap is still {gap.item():.2g} bits after {max_iterations} steps, "
+                       f"above tolerance {tolerance:g}: raise either of the two")
 
 
 def _information(weight: Tensor, ratio: Tensor) -> Tensor:  # Σ weight · log₂ ratio, with 0 · log 0 = 0
@@ -94,24 +95,27 @@ def grid_source(
 ) -> tuple[Tensor, Tensor]:  # centres (points,) and probabilities (points,), float64
     """A density as a discrete source on an even grid.
 
-    Raises `ValueError` where the density is negative or NaN, and when the cells hold less or more than 1 within 1e-3."""
+    Raises `ValueError` where the density is negative or NaN, and unless the cells hold 1 within 1e-3."""
     check_positive(points, "points")
-    if not -math.inf < low < high < math.inf: raise ValueError(f"low and high must be finite and in order, got {low} and {high}")
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"low and high must be finite and in order, got {low} and {high}")
     width = (high - low) / points
     centres = low + width * (torch.arange(points, dtype=torch.float64) + 0.5)
     mass = width * _nonnegative(density(centres), "density", finite=True)
-    if mass.shape != centres.shape: raise ValueError(f"density must return shape {tuple(centres.shape)}, got {tuple(mass.shape)}")
+    if mass.shape != centres.shape:
+        raise ValueError(f"density must return shape {tuple(centres.shape)}, got {tuple(mass.shape)}")
     if abs(mass.sum() - 1) > 1e-3:
-        raise ValueError(f"the grid holds a probability of {mass.sum().item():.5g}, not 1: widen it, refine it, or normalize the density")
+        raise ValueError(f"the grid holds a probability of {mass.sum().item():.5g}, not 1: "
+                         "widen it, refine it, or normalize the density")
     return centres, mass / mass.sum()
 
 
 def squared_error(
-    x: Tensor,  # symbols, (m,) numbers or (m, k) vectors
-    y: Tensor,  # outputs, (n,) or (n, k)
+    x: Tensor | list,  # symbols, (m,) numbers or (m, k) vectors
+    y: Tensor | list,  # outputs, (n,) or (n, k)
 ) -> Tensor:  # squared error per dimension, (m, n), float64
     "The distortion matrix of squared error."
-    x, y = (check_finite(v.double(), "points") for v in (x, y))
+    x, y = (check_finite(torch.as_tensor(v).double(), "points") for v in (x, y))
     if x.ndim == 1 and y.ndim == 1: x, y = x[:, None], y[:, None]
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise ValueError(f"points must have shapes (m, k) and (n, k), got {tuple(x.shape)} and {tuple(y.shape)}")

@@ -34,7 +34,8 @@ class RemoteSource(NamedTuple):
     def rate(self, distortion: Tensor | float) -> Tensor:
         "R(D): bits per vector, (...), for `distortion` per dimension of the target; infinite at and below the floor."
         above = _nonnegative(distortion, "distortion") - self.floor
-        bits = water_filling_from_distortion(self.variances, above.clamp(min=0) * self.dim / len(self.variances)).total_rate
+        per_component = above.clamp(min=0) * self.dim / len(self.variances)
+        bits = water_filling_from_distortion(self.variances, per_component).total_rate
         return torch.where(above < 0, torch.inf, bits)
 
 # %% ../../nbs/theory/04_linear_gaussian.ipynb #cell-008
@@ -45,23 +46,24 @@ def remote_source(
 ) -> RemoteSource:  # its spectrum has min(m, dim) entries
     """The limit of reconstructing one Gaussian vector from a description of another.
 
-    Raises `ValueError` for shapes that do not fit, asymmetric matrices, NaN, and when no joint Gaussian has these covariances.
+    Raises `ValueError` for shapes that do not fit, asymmetric matrices, NaN, and covariances that no pair can have.
     Source: Dobrushin and Tsybakov 1962; Wolf and Ziv 1970."""
     observation, cross, target = (check_finite(torch.as_tensor(m).double(), name) for m, name in
                                   ((observation, "observation"), (cross, "cross"), (target, "target")))
     if cross.ndim != 2: raise ValueError(f"cross must have shape (dim, m), got {tuple(cross.shape)}")
     dim, m = cross.shape
     for matrix, size, name in ((observation, m, "observation"), (target, dim, "target")):
-        if matrix.shape != (size, size): raise ValueError(f"{name} must have shape ({size}, {size}), got {tuple(matrix.shape)}")
+        if matrix.shape != (size, size):
+            raise ValueError(f"{name} must have shape ({size}, {size}), got {tuple(matrix.shape)}")
         if not torch.allclose(matrix, matrix.mT, rtol=1e-5, atol=1e-6 * matrix.abs().max().item()):
             raise ValueError(f"{name} must be symmetric")
     joint = torch.cat([torch.cat([observation, cross.mT], 1), torch.cat([cross, target], 1)])
-    lowest = torch.linalg.eigvalsh(joint)[0]
+    lowest = torch.linalg.eigvalsh(joint)[0].item()
     if lowest < -1e-6 * joint.diagonal().max():
-        raise ValueError(f"no variables have these covariances: the joint matrix has the eigenvalue {lowest.item():.3g}")
+        raise ValueError(f"no variables have these covariances: the joint matrix has the eigenvalue {lowest:.3g}")
     values, vectors = torch.linalg.eigh(observation)
     keep = values > 1e-12 * values[-1].clamp(min=0)
-    whitened = (cross @ vectors)[:, keep] / values[keep].sqrt()  # covariance of the conditional mean: whitened whitenedᵀ
+    whitened = (cross @ vectors)[:, keep] / values[keep].sqrt()  # times its transpose: Cov(T̂)
     variances = torch.zeros(min(m, dim), dtype=torch.float64, device=cross.device)
     seen = torch.linalg.svdvals(whitened).square()
     variances[: len(seen)] = seen[: len(variances)]

@@ -57,7 +57,8 @@ def differential_entropy(
                              for ends in zip(edges[:-1], edges[1:]))
     mass = integral(at)
     if not abs(mass - 1) < 1e-6:
-        raise ValueError(f"density must integrate to 1, got {mass:.7g}: check low and high, and put breaks at narrow peaks")
+        raise ValueError(f"density must integrate to 1, got {mass:.7g}: check low and high, "
+                         "and put breaks at narrow peaks")
     minus_plogp = lambda x: -(p * math.log2(p)) if (p := at(x)) > 0 else 0.0
     return torch.tensor(integral(minus_plogp), dtype=torch.float64)
 
@@ -66,7 +67,8 @@ def _entropy(entropy: Tensor | float, dim: int) -> Tensor:  # the same, float64
     "Return `entropy` as float64; raise `ValueError` for NaN and +inf, and unless `dim` is positive."
     check_positive(dim, "dim")
     entropy = torch.as_tensor(entropy, dtype=torch.float64)
-    if (entropy.isnan() | (entropy == torch.inf)).any(): raise ValueError(f"entropy must not be NaN or inf, got {entropy}")
+    if (entropy.isnan() | (entropy == torch.inf)).any():
+        raise ValueError(f"entropy must not be NaN or inf, got {entropy}")
     return entropy
 
 
@@ -101,10 +103,12 @@ def mismatched_gaussian_rate(
 ) -> Tensor:  # bits per sample, float64
     """Rate at which random codes from N(0, v) reach `distortion` on long blocks of a source of `variance`.
 
-    Infinite where no number of codes suffices: distortion 0, or v = 0 below the variance. Raises `ValueError` for negative
-    values, NaN and infinite variances. Source: Dembo and Kontoyiannis 2002; Lapidoth 1997."""
+    Infinite where no number of codes suffices: distortion 0, or v = 0 below the variance.
+    Raises `ValueError` for negative values, NaN and infinite variances.
+    Source: Dembo and Kontoyiannis 2002; Lapidoth 1997."""
     D, variance, v = torch.broadcast_tensors(_nonnegative(distortion, "distortion"),
-        _nonnegative(variance, "variance", finite=True), _nonnegative(codebook_variance, "codebook_variance", finite=True))
+        _nonnegative(variance, "variance", finite=True),
+        _nonnegative(codebook_variance, "codebook_variance", finite=True))
     w = 0.5 * (v + torch.sqrt(v.square() + 4 * D * variance))
     nats = 0.5 * (torch.log(w) - torch.log(D)) - (w - D) * (w - variance) / (2 * v * w)
     nats = torch.where((v == 0) | (D == 0), torch.inf, nats)
@@ -114,7 +118,7 @@ def mismatched_gaussian_rate(
 # %% ../../nbs/theory/02_shannon_bound.ipynb #cell-025
 def mismatched_gaussian_distortion(
     variances: Tensor | list,  # λ, variances of the source along some axes, (..., k)
-    codebook_variances: Tensor | list,  # v, variances of the codes along the same axes, (..., k) or (..., 1) if all equal
+    codebook_variances: Tensor | list,  # v, variances of the codes along the same axes, (..., k) or (..., 1)
     rate: Tensor | float,  # R, bits for the whole vector, (...) or a number
 ) -> Tensor:  # D, squared error per dimension, (...), float64
     """Distortion that random codes from N(0, diag v) reach at `rate`, on long blocks of vectors.
@@ -139,7 +143,8 @@ def _code_variances(codebook_variances: Tensor | list, k: int) -> Tensor:  # (..
     codes = _nonnegative(codebook_variances, "codebook_variances", finite=True)
     codes = codes if codes.ndim else codes[None]
     if codes.shape[-1] not in (1, k):
-        raise ValueError(f"codebook_variances must have {k} values on its last axis, or one, got shape {tuple(codes.shape)}")
+        raise ValueError(f"codebook_variances must have {k} values on its last axis, or one, "
+                         f"got shape {tuple(codes.shape)}")
     return codes
 
 
