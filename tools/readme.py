@@ -22,7 +22,7 @@ def fenced(text: str, language: str = "") -> str:
     return f"```{language}\n{text.strip()}\n```"
 
 
-def output_markdown(output: dict, caption: str, figures: dict[str, bytes]) -> str:
+def output_markdown(output: dict, caption: str, figures: dict[str, bytes], folder: str) -> str:
     "One output as Markdown; a picture is added to `figures` and linked."
     if output["output_type"] == "stream":
         return fenced("".join(output["text"])) if output["name"] == "stdout" else ""
@@ -30,14 +30,14 @@ def output_markdown(output: dict, caption: str, figures: dict[str, bytes]) -> st
     if "text/markdown" in data: return data["text/markdown"]
     for mime, suffix in {"image/svg+xml": "svg", "image/png": "png"}.items():
         if mime in data:
-            name = f"index_files/figure-{len(figures) + 1}.{suffix}"
+            name = f"{folder}/figure-{len(figures) + 1}.{suffix}"
             figures[name] = data[mime].encode() if suffix == "svg" else base64.b64decode(data[mime])
             return f"![{caption}]({name})"
     return fenced(data["text/plain"]) if "text/plain" in data else ""
 
 
-def notebook_markdown(notebook: dict) -> tuple[str, dict[str, bytes]]:
-    "What a reader sees of a notebook, and the pictures in it: name -> bytes."
+def notebook_markdown(notebook: dict, folder: str = "index_files") -> tuple[str, dict[str, bytes]]:
+    "What a reader sees of a notebook, and the pictures in it, which go to `folder`: name -> bytes."
     parts, figures = [], {}
     for cell in notebook["cells"]:
         source = "".join(cell["source"])
@@ -47,7 +47,7 @@ def notebook_markdown(notebook: dict) -> tuple[str, dict[str, bytes]]:
         if code and not flagged(source, NO_SOURCE): parts.append(fenced(code, "python"))
         caption = re.search(r"^#\s*\|\s*fig-(?:cap|alt):\s*(.*)", source, re.MULTILINE)
         if not flagged(source, NO_OUTPUT):
-            parts += [output_markdown(o, caption[1].strip("\"' ") if caption else "", figures) for o in cell["outputs"]]
+            parts += [output_markdown(o, caption[1].strip("\"' ") if caption else "", figures, folder) for o in cell["outputs"]]
     return "\n\n".join(filter(None, parts)), figures
 
 

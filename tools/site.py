@@ -1,0 +1,142 @@
+"The documentation site in _docs/: `python tools/site.py`. Quarto renders it where `quarto` is on the PATH, else pandoc does."
+import json
+import os
+import posixpath
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pypandoc
+import yaml
+from nbdev.config import get_config
+from nbdev.serve import proc_nbs
+from pagefind.service import get_executable
+from readme import notebook_markdown
+
+ROOT = Path(__file__).resolve().parent.parent
+THEME = Path(__file__).resolve().parent / "site"
+PANDOC = "markdown-implicit_figures+autolink_bare_uris"
+
+
+class Page(NamedTuple):
+    source: str  # notebook, relative to _proc
+    target: str  # HTML file, relative to _docs
+    title: str
+    description: str
+    markdown: str  # what a reader sees
+    figures: dict[str, bytes]  # name -> content
+
+
+def read_page(path: Path, folder: Path) -> Page:
+    "A notebook that nbdev has processed: its first cell holds title, description and file name."
+    notebook, source = json.loads(path.read_text()), path.relative_to(folder).as_posix()
+    head = next(("".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "raw"), "---\n---")
+    meta = yaml.safe_load(head.strip().strip("-")) or {}
+    target = posixpath.join(posixpath.dirname(source), meta.get("output-file", path.with_suffix(".html").name))
+    figures = f"{posixpath.basename(target).removesuffix('.html')}_files"
+    return Page(source, target, meta.get("title", path.stem), meta.get("description", ""), *notebook_markdown(notebook, figures))
+
+
+def relative(target: str, page: str) -> str:
+    "A path in the site as seen from a page."
+    return posixpath.relpath(target, posixpath.dirname(page) or ".")
+
+
+# Links between pages: notebooks become pages, links to the published site become relative
+
+def resolve(link: str, page: Page, targets: dict[str, str], host: str) -> str:
+    "Where a link of a page leads in the site."
+    path, mark, anchor = link.partition("#")
+    if path.startswith(host): return relative(path.removeprefix(host).lstrip("/") or "index.html", page.target) + mark + anchor
+    if not path or re.match(r"[a-z]+:|/", path): return link
+    inside = posixpath.normpath(posixpath.join(posixpath.dirname(page.source), path))
+    return relative(targets[inside], page.target) + mark + anchor if inside in targets else link
+
+
+def relink(node: Any, page: Page, targets: dict[str, str], host: str) -> None:
+    "Resolve every link in a pandoc tree."
+    if isinstance(node, dict):
+        if node.get("t") == "Link": node["c"][2][0] = resolve(node["c"][2][0], page, targets, host)
+        node = list(node.values())
+    if isinstance(node, list):
+        for child in node: relink(child, page, targets, host)
+
+
+# Navigation from the sidebar of _quarto.yml
+
+def navigation(node: Any, page: Page, pages: dict[str, Page]) -> str:
+    "The sidebar as seen from a page: the sections on the way to it are open."
+    if isinstance(node, str):
+        here = ' aria-current="page"' if node == page.source else ""
+        return f'<li><a href="{relative(pages[node].target, page.target)}"{here}>{escape(pages[node].title)}</a></li>'
+    inner = "".join(navigation(child, page, pages) for child in node["contents"])
+    if "href" in node:
+        start = navigation(node["href"], page, pages)
+        inner = re.sub(r">[^<]*</a>", ">Overview</a>", start) + inner
+    state = " open" if "aria-current" in inner else ""
+    return f'<li><details{state}><summary>{escape(node["section"])}</summary><ul>{inner}</ul></details></li>'
+
+
+def reading_order(node: Any) -> list[str]:
+    "The notebooks of the sidebar in order."
+    if isinstance(node, str): return [node]
+    children = node if isinstance(node, list) else [*([node["href"]] if "href" in node else []), *node["contents"]]
+    return [name for child in children for name in reading_order(child)]
+
+
+# One page
+
+def render(page: Page, config: dict, pages: dict[str, Page], order: list[str], source: Path, out: Path) -> None:
+    "Write a page and its figures."
+    site, here = config["website"], order.index(page.source)
+    targets = {name: p.target for name, p in pages.items()}
+    bibliography = [f"--bibliography={source / config['bibliography']}", "--citeproc"]
+    tree = json.loads(pypandoc.convert_text(page.markdown, "json", PANDOC, extra_args=bibliography))
+    relink(tree, page, targets, site["site-url"])
+    variables = {"page-title": page.title, "summary": page.description, "site-title": site["title"], "lang": config["lang"],
+                 "root": relative(".", page.target), "repo": site["repo-url"],
+                 "notebook": f"{site['repo-url']}/blob/{site['repo-branch']}/nbs/{page.source}",
+                 "nav": "".join(navigation(child, page, pages) for child in site["sidebar"]["contents"])}
+    for name, at in (("prev", here - 1), ("next", here + 1)):
+        if 0 <= at < len(order):
+            variables |= {f"{name}-href": relative(targets[order[at]], page.target), f"{name}-title": pages[order[at]].title}
+    options = [f"--variable={name}:{value}" for name, value in variables.items()]
+    html = pypandoc.convert_text(json.dumps(tree), "html5", "json", extra_args=[
+        "--standalone", f"--template={THEME / 'page.html'}", f"--metadata=pagetitle:{page.title}", "--mathml", "--toc",
+        f"--toc-depth={config['format']['html']['toc-depth']}", "--wrap=none", *options])
+    file = out / page.target
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(html)
+    for name, content in page.figures.items():
+        (file.parent / name).parent.mkdir(exist_ok=True)
+        (file.parent / name).write_bytes(content)
+
+
+def with_pandoc(source: Path, out: Path) -> None:
+    "Render the processed notebooks with pandoc, and index them for the search."
+    config = yaml.safe_load((source / "_quarto.yml").read_text())
+    order = reading_order(config["website"]["sidebar"]["contents"])
+    pages = {name: read_page(source / name, source) for name in order}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda page: render(page, config, pages, order, source, out), pages.values()))
+    for name in ("site.css", "site.js"): shutil.copy(THEME / name, out / name)
+    subprocess.run([get_executable(), "--site", out, "--quiet"], check=True)
+
+
+def main() -> None:
+    settings = get_config()
+    source, out = ROOT / "_proc", ROOT / settings.doc_path.name
+    proc_nbs(n_workers=0, force=True)
+    shutil.rmtree(out, ignore_errors=True)
+    if shutil.which("quarto"):
+        subprocess.run(["quarto", "render", source], check=True)
+        shutil.move(source / "_docs", out)
+    else: with_pandoc(source, out)
+    print(f"the site is in {out}: open {out / 'index.html'}, or with the search: python -m http.server -d {out}")
+
+
+if __name__ == "__main__": main()
