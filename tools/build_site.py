@@ -1,4 +1,4 @@
-"The documentation site in _docs/: `python tools/site.py`. Quarto renders it where `quarto` is on the PATH, else pandoc does."
+"The documentation site in _docs/: `python tools/build_site.py`. Quarto renders it where `quarto` is on the PATH, else pandoc does."
 import json
 import os
 import posixpath
