@@ -22,8 +22,8 @@ export function make(tag, attributes = {}, ...children) {
 // Numbers as people read them: `digits` significant ones, a true minus sign.
 export function format(value, digits = 3) {
   if (!Number.isFinite(value)) return value > 0 ? "∞" : value < 0 ? "−∞" : "–";
-  const size = Math.abs(value);
-  const text = size !== 0 && (size < 1e-3 || size >= 1e5) ? value.toExponential(digits - 1) : String(Number(value.toPrecision(digits)));
+  const size = Math.abs(value) < 1e-12 ? 0 : Math.abs(value); // what is left of a sum that is zero
+  const text = size !== 0 && (size < 1e-3 || size >= 1e5) ? value.toExponential(digits - 1) : String(Number((size && value).toPrecision(digits)));
   return text.replace("-", "−");
 }
 
