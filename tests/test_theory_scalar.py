@@ -7,6 +7,8 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import erfc, ndtri
 
+from vqvae.theory.high_resolution import (LATTICE_CONSTANTS, bennett_distortion, density_norm, panter_dite, sphere_bound,
+                                          zador_bound, zador_distortion)
 from vqvae.theory.lloyd_max import gaussian_source, laplace_source, lloyd_max, scalar_source, uniform_source
 
 
@@ -162,6 +164,61 @@ def test_integral_and_cells():
     assert wide.tolist() == [0.0, pytest.approx(1.0), 0.0]
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_panter_dite_is_the_limit_and_the_least(seed):
+    density, breaks = mixture(seed)
+    source = scalar_source(density, breaks=breaks)
+    law = panter_dite(source, torch.tensor([50, 400]))
+    assert law[0].item() == pytest.approx(64 * law[1].item(), rel=1e-12)
+    near, far = (abs(lloyd_max(source, n).distortion.item() / d.item() - 1) for n, d in zip((50, 400), law))
+    assert far < 0.01 and far < near
+    total = source.integral(lambda x, p: p ** 0.4).item()
+    for other in (lambda x: source.density(x) ** 0.4 / total, lambda x: torch.exp(-x.abs() / 2) / 4):
+        if abs(source.integral(lambda x, p: other(x)).item() - 1) < 1e-6:
+            assert bennett_distortion(source, other, 400) > law[1]
+
+
+def test_zador_ends_and_shapes():
+    g = torch.Generator().manual_seed(1)
+    for k in (1, 3, 17, 200):
+        variances = torch.randn(5, k, generator=g, dtype=torch.float64).exp()
+        low, high = (zador_distortion(2.0**k, variances, bound(k)) for bound in (sphere_bound, zador_bound))
+        assert low.shape == (5,) and (low < high).all() and torch.equal(low, zador_distortion(2.0**k, variances))
+        geometric = variances.log().mean(-1).exp()
+        assert (low > geometric / 4).all()  # never below Shannon's bound
+        torch.testing.assert_close(zador_distortion(2.0**k, 9 * variances), 9 * low, rtol=1e-12, atol=0)
+    assert sphere_bound(1) == pytest.approx(1 / 12) and zador_bound(1) == pytest.approx(0.5)
+    assert sphere_bound(2) == pytest.approx(1 / (4 * math.pi))
+    for k, (_, constant) in LATTICE_CONSTANTS.items(): assert sphere_bound(k) <= constant * (1 + 1e-12) < zador_bound(k)
+    for k in (1, 2, 7): assert density_norm(uniform_source(1 / 12), k).item() == pytest.approx(1, rel=1e-12)
+    assert (zador_distortion(torch.logspace(0, 30, 31), [1.0, 2.0]).diff() < 0).all()
+
+
+def test_leech_lattice_constant():
+    "Squared distance to the nearest point of the Leech lattice, over 2 x 4096 copies of 4 D24 in the scale of norm 32."
+    golay = torch.tensor([1, 0, 1, 0, 1, 1, 1, 0, 0, 0, 1, 1] + [0] * 11, dtype=torch.float64)  # x^11 + x^9 + x^7 + x^6 + x^5 + x + 1
+    rows = torch.stack([golay.roll(i) for i in range(12)])
+    words = torch.cartesian_prod(*[torch.arange(2.0, dtype=torch.float64)] * 12) @ rows % 2
+    words = torch.cat([words, words.sum(1, keepdim=True) % 2], 1)
+    assert sorted(words.sum(1).unique().tolist()) == [0, 8, 12, 16, 24]
+    generator, best = torch.Generator().manual_seed(0), []
+    for x in 8 * torch.rand(800, 24, generator=generator, dtype=torch.float64):
+        least = math.inf
+        for offset, parity in ((0.0, 0.0), (1.0, 1.0)):  # coordinates all even, or all odd
+            y = (x - offset - 2 * torch.arange(2.0, dtype=torch.float64)[:, None]) / 4  # bit 0 and bit 1
+            rounded = y.round()
+            error = 4 * (y - rounded).abs()
+            pick = lambda table: words @ (table[1] - table[0]) + table[0].sum()
+            cost, odd = pick(error.square()), pick(rounded) % 2 != parity
+            other = (4 - error).square() - error.square()  # of rounding to the second nearest
+            flip = torch.where(words == 1, other[1], other[0]).min(1).values
+            least = min(least, (cost + torch.where(odd, flip, 0.0)).min().item())
+        best.append(least)
+    G = torch.tensor(best) / (24 * 8)  # the volume is 8^12 in this scale
+    assert abs(G.mean().item() - LATTICE_CONSTANTS[24][1]) < 3.3 * G.std().item() / math.sqrt(len(G))
+    assert G.std().item() / math.sqrt(len(G)) < 0.004 * LATTICE_CONSTANTS[24][1]
+
+
 @pytest.mark.parametrize("call, error, message", [
     (lambda: gaussian_source(0.0), ValueError, "variance must be positive, got 0"),
     (lambda: laplace_source(-2.0), ValueError, "variance must be positive, got -2"),
@@ -177,6 +234,14 @@ def test_integral_and_cells():
     (lambda: scalar_source(lambda x: x * 2, 0, 1, breaks=[2.0]), ValueError, "breaks must lie between low and high"),
     (lambda: scalar_source(lambda x: 1.0, 0, 1), ValueError, "density must return shape"),
     (lambda: scalar_source(lambda x: 1 / (math.pi * (1 + x**2))), ValueError, "density must have a finite variance"),
+    (lambda: panter_dite(gaussian_source(), 0.5), ValueError, "levels must be at least 1, got 0.5"),
+    (lambda: panter_dite(gaussian_source(), math.nan), ValueError, "levels holds 1 NaN"),
+    (lambda: zador_distortion(-4, [1.0]), ValueError, "codebook_size must not be negative"),
+    (lambda: zador_distortion(4, 1.0), ValueError, "variances must have shape"),
+    (lambda: zador_distortion(4, [1.0, -1.0]), ValueError, "variances must not be negative"),
+    (lambda: zador_distortion(4, [1.0], math.nan), ValueError, "constant must be positive"),
+    (lambda: sphere_bound(0), ValueError, "dim must be positive"),
+    (lambda: zador_bound(-1), ValueError, "dim must be positive"),
     (lambda: gaussian_source().cells([1.0, 0.0]), ValueError, "thresholds must be numbers in ascending order"),
     (lambda: gaussian_source().cells([math.nan]), ValueError, "thresholds must be numbers in ascending order"),
 ])
