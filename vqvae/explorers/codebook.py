@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
 from .base import Array, Explorer, explorer_source
+from ..initialization.rate_distortion import rd_gaussian_init
 from ..theory.lloyd_max import gaussian_source, lloyd_max
 
 # %% ../../nbs/explorers/05_codebook.ipynb #cell-005

@@ -1,0 +1,172 @@
+"Each explorer's `compute` in JavaScript equals the package in Python."
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import erf
+from scipy.stats import norm
+
+pytest.importorskip("anywidget", reason="explorers need anywidget: pip install -e '.[lab]'")
+
+from browser import chromium  # noqa: F401 (a fixture)
+from vqvae.explorers import (CodebookExplorer, FSQExplorer, GradientExplorer, GumbelExplorer, WaterFillingExplorer,
+                             explorer_source)
+from vqvae.evaluation.metrics import CodebookMetrics
+from vqvae.explorers.gradient import ESTIMATORS
+from vqvae.initialization.rate_distortion import codebook_covariance
+from vqvae.quantizers.fsq import FiniteScalarQuantizer, bound
+from vqvae.quantizers.gumbel import draw_codewords, gumbel_noise, kl_to_uniform
+from vqvae.quantizers.search import nearest_codes
+from vqvae.theory.high_resolution import LATTICE_CONSTANTS, zador_distortion
+from vqvae.theory.rate_distortion import water_filling
+
+NOTEBOOKS = Path(__file__).parent.parent / "nbs" / "explorers"
+SEEDS = range(8)
+
+
+@pytest.fixture(scope="module")
+def call(chromium):  # noqa: F811
+    "Call an exported function of an explorer's module in the browser: call(module, function, *arguments)."
+    page = chromium.new_page()
+    page.set_content("<p>")
+    def call(module: str, function: str, *arguments):
+        return page.evaluate("""async ([source, name, given]) => {
+            const module = await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
+            return module[name](...given);
+        }""", [explorer_source(module), function, json.loads(json.dumps(arguments))])
+    yield call
+    page.close()
+
+
+def close(found, expected, tolerance=1e-6): np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_water_filling(call, seed):
+    generator = torch.Generator().manual_seed(seed)
+    variances = 4 * torch.rand(8, generator=generator, dtype=torch.float64) ** 3
+    variances[seed % 8] = 0.0
+    rate = [0.0, 0.3, 2.0, 6.0, 12.0, 23.9, 1.0, 24.0][seed]
+    found = call("waterfilling", "compute", {"variances": variances.tolist(), "rate": rate})
+    expected = water_filling(variances, rate)
+    close(found["level"], expected.level)
+    close(found["rates"], expected.rates)
+    close(found["distortions"], expected.distortions)
+    close(found["distortion"], expected.distortion)
+    codes = codebook_covariance(torch.diag(variances), 2**round(rate))
+    again = call("waterfilling", "compute", {"variances": variances.tolist(), "rate": float(round(rate))})
+    close(again["codeVariances"], codes.diagonal())
+
+
+DEGENERATE = [([1.0, 2.0], [-1.0, -2.0]), ([0.0, 0.0], [1.0, 0.0]), ([1.0, 1.0], [0.0, 0.0]), ([1.0, 2.0], [1.0, 2.0]),
+              ([1e-200, 0.0], [1.0, 0.0]), ([1.0, 0.0], [-1.0, 1e-9])]
+
+
+@pytest.mark.parametrize("case", [*SEEDS, *DEGENERATE], ids=str)
+def test_gradients(call, case):
+    generator = torch.Generator().manual_seed(case if isinstance(case, int) else 0)
+    z, q, g = torch.randn(3, 2, generator=generator, dtype=torch.float64).tolist()
+    if not isinstance(case, int): z, q = case
+    found = call("gradient", "compute", {"z": z, "q": q, "g": g})
+    expected = GradientExplorer(z=z, q=q, g=g).gradients()
+    assert found["gradients"].keys() == expected.keys() == ESTIMATORS.keys()
+    for name in ESTIMATORS: close(found["gradients"][name], expected[name])
+    close(found["qg"], np.dot(q, g))
+
+
+def test_error_function(call):
+    for x in [-6.0, -3.0, -2.999, -0.5, 0.0, 1e-9, 0.3, 1.7, 2.5, 3.0, 3.7, 5.0]:
+        close(call("fsq", "erf", x), erf(x), 1e-12)
+
+
+@pytest.mark.parametrize("levels", [[2, 3], [4, 5], [8, 8], [7, 16], [2, 2], [16, 3]], ids=str)
+def test_finite_scalar_quantization(call, levels):
+    state = {"levels": levels, "mean": 0.4, "scale": 0.9}
+    found = call("fsq", "compute", state)
+    quantizer = FiniteScalarQuantizer(levels)
+    z = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0)) * 0.9 + 0.4
+    z_q, indices, _ = quantizer(z)
+    digits = [np.searchsorted(c["edges"], z[:, i].double()) for i, c in enumerate(found["coordinates"])]
+    away = torch.stack([(bound(z.double(), torch.tensor(levels))[:, i] % 1 - 0.5).abs() > 1e-5 for i in (0, 1)]).all(0)
+    assert away.float().mean() > 0.99  # all but points on an edge, which float32 may round the other way
+    assert (torch.from_numpy(digits[0] + levels[0] * digits[1])[away] == indices[away]).all()
+    values = np.stack([np.array(c["values"])[d] for c, d in zip(found["coordinates"], digits)], 1)
+    close(values[away], z_q[away])
+    for i, (level, coordinate) in enumerate(zip(levels, found["coordinates"])):
+        edges = torch.tensor(coordinate["edges"], dtype=torch.float64)
+        halves = torch.arange(level - 1) - level // 2 + 0.5
+        close(bound(edges[:, None].expand(-1, 2), torch.tensor(levels))[:, i], halves)
+        close(coordinate["probabilities"], np.diff(norm.cdf([-np.inf, *edges, np.inf], 0.4, 0.9)))
+    p = np.outer(found["coordinates"][1]["probabilities"], found["coordinates"][0]["probabilities"]).ravel()
+    close(found["joint"], p)
+    close(found["entropy"], -(p * np.log2(p, where=p > 0, out=np.zeros_like(p))).sum())
+    close(found["seen"], (1 - (1 - p) ** 10000).sum())
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_gumbel(call, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits, noise = 2 * torch.randn(3, generator=generator).double(), gumbel_noise(torch.empty(50, 3).double(), generator)
+    temperature = [0.05, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 0.1][seed]
+    found = call("gumbel", "compute", {"logits": logits.tolist(), "noise": noise.tolist(), "temperature": temperature})
+    soft, choices = draw_codewords(logits + noise, torch.eye(3).double(), temperature, hard=False)
+    close(found["samples"], soft)
+    assert found["choices"] == choices.tolist()
+    close(found["probabilities"], logits.softmax(0))
+    close(found["kl"], kl_to_uniform(logits))
+    close(found["hard"], torch.bincount(choices, minlength=3) / 50)
+
+
+@pytest.mark.parametrize("source", ["Gaussian", "ring", "mixture", "digits"])
+@pytest.mark.parametrize("size", [1, 2, 7, 64])
+def test_codebook(call, source, size):
+    codebook = torch.randn(size, 2, generator=torch.Generator().manual_seed(size)).double()
+    explorer = CodebookExplorer(codebook, source=source, deviation=0.3, angle=75)
+    found = call("codebook", "compute", explorer.state())
+    points = torch.from_numpy(explorer.points)
+    indices = nearest_codes(points, codebook)
+    metrics = CodebookMetrics(size)
+    metrics.update(indices, points, codebook[indices])
+    assert found["owners"] == indices.tolist()
+    scores = metrics.compute()
+    close(found["distortion"], (points - codebook[indices]).square().mean())
+    close(found["entropy"], scores["entropy_bits"])
+    close(found["perplexity"], scores["perplexity"])
+    assert found["dead"] == scores["dead_codes"]
+    moved = call("codebook", "lloydStep", explorer.points.tolist(), codebook.tolist())
+    for i, code in enumerate(moved): close(code, points[indices == i].mean(0) if (indices == i).any() else codebook[i])
+
+
+@pytest.mark.parametrize("variances", [[1.0, 1.0], [1.0, 0.25], [2.0, 0.01]], ids=str)
+def test_limits(call, variances):
+    scalar = CodebookExplorer().scalar
+    for bits in (0.0, 0.5, 1.0, 2.0, 4.0, 6.0):
+        close(call("codebook", "limit", variances, bits), water_filling(variances, bits).distortion)
+        law = zador_distortion(torch.tensor(2.0**bits, dtype=torch.float64), variances, LATTICE_CONSTANTS[2][1])
+        close(call("codebook", "highResolution", variances, bits), law)
+    for codes in (1, 3, 4, 12, 64):
+        pairs = [(a, codes // a) for a in range(1, codes + 1)]
+        best = min((variances[0] * scalar[a] + variances[1] * scalar[b]) / 2 for a, b in pairs)
+        close(call("codebook", "scalarPair", variances, codes, scalar.tolist()), best)
+
+
+def test_cells_hold_what_their_codewords_own(call):
+    codebook = torch.randn(20, 2, generator=torch.Generator().manual_seed(1)).double()
+    outlines = call("codebook", "cells", codebook.tolist(), 3.0)
+    area = lambda p: abs(np.dot(p[:, 0], np.roll(p[:, 1], -1)) - np.dot(p[:, 1], np.roll(p[:, 0], -1))) / 2
+    polygons = [np.array(outline) for outline in outlines if outline]
+    close(sum(map(area, polygons)), 36.0)  # they fill the square and do not overlap
+    for i, outline in enumerate(outlines):
+        if not outline: continue
+        middle = torch.tensor(outline, dtype=torch.float64).mean(0, keepdim=True)
+        assert nearest_codes(middle, codebook).item() == i
+
+
+@pytest.mark.parametrize("explorer", [CodebookExplorer, FSQExplorer, GradientExplorer, GumbelExplorer, WaterFillingExplorer])
+def test_the_notebook_shows_the_present_module(explorer):
+    "The page holds JavaScript as it was when the notebook ran: it must be today's."
+    shown = [output["data"]["text/markdown"] for path in NOTEBOOKS.glob("*.ipynb") for cell in json.loads(path.read_text())["cells"]
+             for output in cell.get("outputs", []) if "text/markdown" in output.get("data", {})]
+    assert any("".join(text) == explorer().page() for text in shown), "run `make notebooks`"
