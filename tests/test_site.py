@@ -1,0 +1,201 @@
+"""The built site in a browser: every page, every link, every explorer. `make site` first; VQVAE_SITE names another folder,
+a Quarto build for example."""
+import functools
+import os
+import re
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from browser import chromium, missing  # noqa: F401 (a fixture)
+from bs4 import BeautifulSoup
+
+SITE = Path(os.environ.get("VQVAE_SITE", Path(__file__).parent.parent / "_docs")).resolve()
+PAGES = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html"))
+OURS = (SITE / "site.js").exists()  # rendered by tools/build_site.py with pandoc, not by Quarto
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built():
+    if not PAGES: missing(f"there is no site in {SITE}: run `make site`")
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_): pass
+
+
+@pytest.fixture(scope="module")
+def address():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=SITE))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+class Watched:
+    "A page in a fresh context that collects what must not happen: errors and requests to other hosts."
+    def __init__(self, browser, address: str, **options):
+        self.context, self.problems, self.address = browser.new_context(**options), [], address
+        self.context.route("**/*", self.judge)
+        self.page = self.context.new_page()
+        self.page.on("console", lambda message: message.type == "error" and self.problems.append(message.text))
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("response", lambda r: r.status >= 400 and self.problems.append(f"{r.status} {r.url}"))
+
+    def judge(self, route) -> None:
+        if route.request.url.startswith((self.address, "data:", "blob:")): return route.continue_()
+        self.problems.append(f"request to {route.request.url}")
+        route.abort()
+
+    def open(self, name: str):
+        self.page.goto(f"{self.address}/{name}")
+        self.page.wait_for_load_state("networkidle")
+        return self.page
+
+    def __enter__(self): return self
+    def __exit__(self, *_): self.context.close()
+
+
+@pytest.fixture(scope="module")
+def watched(chromium, address):  # noqa: F811
+    with Watched(chromium, address) as watched: yield watched
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page(watched, name):
+    "No error, no foreign request, a title and a heading, nothing wider than a phone."
+    watched.problems.clear()
+    page = watched.open(name)
+    assert page.title() and page.locator("h1").count() == 1
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    broken = "[...document.images].filter(image => image.complete && !image.naturalWidth).map(image => image.src)"
+    assert page.evaluate(broken) == []
+    assert watched.problems == []
+
+
+@functools.cache
+def parsed(path: Path) -> BeautifulSoup: return BeautifulSoup(path.read_text(), "html.parser")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links(name):
+    "Every link, script, style and picture inside the site leads somewhere, anchors included."
+    broken = []
+    for tag in parsed(SITE / name).find_all(True):
+        link = tag.get("href") or tag.get("src")
+        if not link or re.match(r"[a-z]+:|//", link): continue
+        path, anchor = unquote(urlsplit(link).path), unquote(urlsplit(link).fragment)
+        target = (SITE / name).parent / path if path else SITE / name
+        if target.is_dir(): target /= "index.html"
+        if not target.exists(): broken.append(link)
+        elif anchor and target.suffix == ".html" and not parsed(target).find(id=anchor): broken.append(link)
+    assert broken == []
+
+
+def test_nothing_external_is_loaded_from_any_page():
+    "Not even what a browser would fetch later: no address of another host in a script, style or picture."
+    for name in PAGES:
+        for tag in parsed(SITE / name).find_all(["script", "link", "img", "iframe", "source"]):
+            link = tag.get("src") or (tag.name == "link" and tag.get("rel") != ["canonical"] and tag.get("href")) or ""
+            assert not re.match(r"(https?:)?//", link), (name, link)
+
+
+# Explorers: what to do, and the number that must change
+
+def drag(page, handle, dx: float, dy: float) -> None:
+    handle.scroll_into_view_if_needed()
+    box = handle.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + dx, y + dy, steps=4)
+    page.mouse.up()
+
+
+def read(page, name: str) -> str: return page.locator(f'.vq-readout output[name="{name}"]').inner_text()
+
+
+def slide(page, label: str, value: float) -> None: page.get_by_label(label, exact=True).fill(str(value))
+
+
+EXPLORERS = {  # page: (slider, value, its number), (handle, number that a drag and a key change)
+    "waterfilling": (("Rate", 12, "Distortion D"), ("Variance of component 1", "Distortion D")),
+    "gradient": (None, ("z", "Angle between z and q")),
+    "fsq": (("Levels of dimension 1", 9, "Codes"), ("Mean of the input", "Perplexity")),
+    "gumbel": (("Temperature τ", 1.5, "Mean ‖soft − hard‖²"), ("Logit of code 1", "KL to uniform")),
+    "codebook": (("Codes", 40, "Rate log₂ n"), ("Codeword 3", "Distortion")),
+}
+
+
+def operate(page, slider, handle) -> None:
+    if slider:
+        label, value, number = slider
+        before = read(page, number)
+        slide(page, label, value)
+        page.wait_for_function("([n, v]) => document.querySelector(`.vq-readout output[name=\"${n}\"]`).textContent !== v", arg=[number, before])
+    label, number = handle
+    dot = page.get_by_role("slider", name=label, exact=True)
+    for act in (lambda: drag(page, dot, 23, 31), lambda: (dot.focus(), page.keyboard.press("Shift+ArrowUp"))):
+        before = read(page, number)
+        act()
+        page.wait_for_function("([n, v]) => document.querySelector(`.vq-readout output[name=\"${n}\"]`).textContent !== v", arg=[number, before])
+
+
+@pytest.mark.parametrize("name", EXPLORERS)
+@pytest.mark.parametrize("options", [{"viewport": {"width": 1280, "height": 900}},
+                                     {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "reduced_motion": "reduce"}],
+                         ids=["wide", "narrow and dark"])
+def test_explorer(chromium, address, name, options):  # noqa: F811
+    with Watched(chromium, address, **options) as watched:
+        page = watched.open(f"explorers/{name}.html")
+        operate(page, *EXPLORERS[name])
+        assert page.evaluate("document.documentElement.scrollWidth") <= options["viewport"]["width"]
+        assert watched.problems == []
+
+
+def test_explorer_by_touch(chromium, address):  # noqa: F811
+    with Watched(chromium, address, viewport={"width": 390, "height": 844}, has_touch=True) as watched:
+        page = watched.open("explorers/waterfilling.html")
+        dot, before = page.get_by_role("slider", name="Variance of component 2", exact=True), read(page, "Distortion D")
+        dot.scroll_into_view_if_needed()
+        box, session = dot.bounding_box(), watched.context.new_cdp_session(page)
+        at = lambda dy: {"touchPoints": [{"x": box["x"] + 7, "y": box["y"] + 7 + dy}]}
+        session.send("Input.dispatchTouchEvent", {"type": "touchStart", **at(0)})
+        for dy in (10, 20, 30): session.send("Input.dispatchTouchEvent", {"type": "touchMove", **at(dy)})
+        session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        page.wait_for_function("v => document.querySelector('.vq-readout output[name=\"Distortion D\"]').textContent !== v", arg=before)
+
+
+def test_from_disk(chromium):  # noqa: F811
+    "The site opened from disk, without a server: pages and explorers work; the search says what to do."
+    with Watched(chromium, "file://") as watched:
+        watched.page.goto((SITE / "index.html").as_uri())
+        watched.page.goto((SITE / "explorers" / "codebook.html").as_uri())
+        operate(watched.page, *EXPLORERS["codebook"])
+        if OURS:
+            watched.page.get_by_role("searchbox").fill("perplexity")
+            assert "http.server" in watched.page.locator("#results").inner_text()
+        assert watched.problems == []
+
+
+@pytest.mark.skipif(PAGES != [] and not OURS, reason="Quarto has a search and a switch of its own")
+def test_search_theme_and_menu(chromium, address):  # noqa: F811
+    with Watched(chromium, address, viewport={"width": 390, "height": 844}) as watched:
+        page = watched.open("theory/rate_distortion.html")
+        page.get_by_role("searchbox").fill("water-filling")
+        page.locator("#results a").first.wait_for()
+        assert page.locator("#results a").count() >= 3
+        colour = "getComputedStyle(document.body).backgroundColor"
+        light = page.evaluate(colour)
+        page.get_by_label("Switch between light and dark").click()
+        assert page.evaluate(colour) != light
+        page.reload()
+        assert page.evaluate(colour) != light  # it is remembered
+        assert not page.locator("#sidebar").is_visible()
+        page.get_by_label("Menu").click()
+        assert page.locator("#sidebar").is_visible()
+        assert watched.problems == []
