@@ -9,8 +9,8 @@ from scipy.special import erfc, ndtri
 
 from vqvae.theory.entropy_coded import (entropy_constrained, step_from_distortion, step_from_rate, transform_coding,
                                         transform_coding_from_rate, uniform_threshold)
-from vqvae.theory.high_resolution import (LATTICE_CONSTANTS, bennett_distortion, density_norm, panter_dite, sphere_bound,
-                                          zador_bound, zador_distortion)
+from vqvae.theory.high_resolution import (LATTICE_CONSTANTS, bennett_distortion, density_norm, panter_dite,
+                                          sphere_bound, zador_bound, zador_distortion)
 from vqvae.theory.lloyd_max import gaussian_source, laplace_source, lloyd_max, scalar_source, uniform_source
 from vqvae.theory.rate_distortion import gaussian_rate, water_filling
 
@@ -26,7 +26,7 @@ def mixture(seed, parts=3):
 
 
 def masses(t, tail):
-    "Probabilities of cells from the tail beyond |t|: differences on one side of 0, so that small cells keep their digits."
+    "Probabilities of cells from the tail beyond |t|: differences on one side of 0, so that no digits are lost."
     e, side = np.r_[0.0, tail, 0.0], np.r_[-1.0, np.sign(t), 1.0]
     return np.where(side[1:] * side[:-1] >= 0, np.abs(np.diff(e)), 1 - e[1:] - e[:-1])
 
@@ -51,7 +51,8 @@ def uniform_cells(t):
 
 # cells, and quantiles of the density proportional to the cube root: where an optimizer may start
 SOURCES = {"gauss": (gaussian_source, gaussian_cells, lambda u: math.sqrt(3) * ndtri(u)),
-           "laplace": (laplace_source, laplace_cells, lambda u: -np.sign(u - 0.5) * 3 / math.sqrt(2) * np.log1p(-2 * abs(u - 0.5))),
+           "laplace": (laplace_source, laplace_cells,
+                       lambda u: -np.sign(u - 0.5) * 3 / math.sqrt(2) * np.log1p(-2 * abs(u - 0.5))),
            "uniform": (uniform_source, uniform_cells, lambda u: math.sqrt(3) * (2 * u - 1))}
 
 
@@ -129,7 +130,8 @@ def test_random_mixtures(seed, levels):
     source = scalar_source(density, breaks=breaks)
     q = lloyd_max(source, levels)
     mass, mean, spread = source.cells(q.thresholds)
-    assert (q.levels - mean).abs().max() < 1e-11 * max(1, source.variance) and q.distortion.item() == pytest.approx(spread.sum().item())
+    assert (q.levels - mean).abs().max() < 1e-11 * max(1, source.variance)
+    assert q.distortion.item() == pytest.approx(spread.sum().item())
     wide = torch.linspace(-20, 20, 4001, dtype=torch.float64)
     wide = wide[density(wide) > 1e-8]
     best = best_on_grid(density, wide[0], wide[-1], levels)
@@ -202,7 +204,7 @@ def test_zador_ends_and_shapes():
 
 def test_leech_lattice_constant():
     "Squared distance to the nearest point of the Leech lattice, over 2 x 4096 copies of 4 D24 in the scale of norm 32."
-    golay = torch.tensor([1, 0, 1, 0, 1, 1, 1, 0, 0, 0, 1, 1] + [0] * 11, dtype=torch.float64)  # x^11 + x^9 + x^7 + x^6 + x^5 + x + 1
+    golay = torch.tensor([1, 0, 1, 0, 1, 1, 1, 0, 0, 0, 1, 1] + [0] * 11, dtype=torch.float64)
     rows = torch.stack([golay.roll(i) for i in range(12)])
     words = torch.cartesian_prod(*[torch.arange(2.0, dtype=torch.float64)] * 12) @ rows % 2
     words = torch.cat([words, words.sum(1, keepdim=True) % 2], 1)
@@ -248,9 +250,11 @@ def test_entropy_coding_of_random_mixtures(seed):
         q = uniform_threshold(source, step_from_rate(source, rate))
         assert q.entropy.item() == pytest.approx(rate, rel=1e-9)
         d = q.distortion.item()
-        assert uniform_threshold(source, step_from_distortion(source, d)).distortion.item() == pytest.approx(d, rel=1e-9)
+        again = uniform_threshold(source, step_from_distortion(source, d))
+        assert again.distortion.item() == pytest.approx(d, rel=1e-9)
         slope = 1 / (2 * math.log(2) * d)
-        best, start = entropy_constrained(source, slope), uniform_threshold(source, math.sqrt(6 / (math.log(2) * slope)))
+        best = entropy_constrained(source, slope)
+        start = uniform_threshold(source, math.sqrt(6 / (math.log(2) * slope)))
         cost = lambda q: (q.distortion + q.entropy / slope).item()
         assert cost(best) <= cost(start) * (1 + 1e-12)
         mass, mean, _ = source.cells(best.thresholds)
@@ -280,7 +284,8 @@ def test_never_below_the_limit():
         code = transform_coding_from_rate(variances, rate)
         assert code.total_rate.item() == pytest.approx(rate, rel=1e-9)
         assert code.distortion > water_filling(variances, rate).distortion
-        assert (code.rates[6:] == 0).all() and (code.distortions[6:] == 0).all() and (code.distortions <= variances + 1e-15).all()
+        assert (code.rates[6:] == 0).all() and (code.distortions[6:] == 0).all()
+        assert (code.distortions <= variances + 1e-15).all()
     order = torch.randperm(8, generator=g)
     assert torch.equal(transform_coding(variances[order], 0.5).rates, transform_coding(variances, 0.5).rates[order])
 
@@ -292,7 +297,7 @@ def test_never_below_the_limit():
     (lambda: lloyd_max(gaussian_source(), -3), ValueError, "levels must be positive, got -3"),
     (lambda: lloyd_max(gaussian_source(), 3.0), TypeError, "levels must be an integer, got float"),
     (lambda: lloyd_max(gaussian_source(), True), TypeError, "levels must be"),
-    (lambda: scalar_source(lambda x: x * math.nan, 0, 1), ValueError, "density must be finite and not negative, got nan"),
+    (lambda: scalar_source(lambda x: x * math.nan, 0, 1), ValueError, "density must be finite and not .*, got nan"),
     (lambda: scalar_source(lambda x: x - 0.5, 0, 1), ValueError, "density must be finite and not negative, got -"),
     (lambda: scalar_source(lambda x: x, 0, 1), ValueError, "density must integrate to 1, got 0.5"),
     (lambda: scalar_source(lambda x: x, 1, 0), ValueError, "low must be below high"),
@@ -303,7 +308,7 @@ def test_never_below_the_limit():
     (lambda: uniform_threshold(gaussian_source(), -1.0), ValueError, "step must be positive, got -1"),
     (lambda: uniform_threshold(gaussian_source(), 1e-7), ValueError, "step must give at most a million cells"),
     (lambda: step_from_rate(gaussian_source(), -1.0), ValueError, "rate must be positive, got -1"),
-    (lambda: step_from_distortion(gaussian_source(), 1.0), ValueError, "distortion must be below the variance 1, got 1"),
+    (lambda: step_from_distortion(gaussian_source(), 1.0), ValueError, "distortion must be below the variance 1"),
     (lambda: entropy_constrained(gaussian_source(), math.nan), ValueError, "slope must be positive, got nan"),
     (lambda: entropy_constrained(gaussian_source(), 9.0, max_iterations=1), RuntimeError, "raise either of the two"),
     (lambda: transform_coding([[1.0]], 1.0), ValueError, "variances must have shape"),
