@@ -9,7 +9,7 @@ RESULTS := nbs/experiments/results
 NOTEBOOKS = $(shell find nbs -name '*.ipynb' -not -path '*/.*' | sort)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help study studies test test-notebooks test-python lab check bench notebooks readme
+.PHONY: help study studies test test-notebooks test-python lab site check bench notebooks readme
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -34,8 +34,11 @@ test-notebooks: .venv/dev.stamp
 test-python: .venv/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-lab: .venv/lab.stamp ## JupyterLab on the notebooks
+lab: .venv/dev.stamp ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir nbs
+
+site: .venv/dev.stamp ## the documentation site in _docs/, with Quarto where it is installed, else with pandoc
+	OMP_NUM_THREADS=1 $(BIN)/python tools/build_site.py
 
 check: .venv/dev.stamp ## notebooks clean, package and README in sync with them, nothing untracked or stale
 	$(BIN)/nbdev_clean
@@ -47,7 +50,7 @@ bench: .venv/core.stamp ## speed and memory of search and of a training step
 
 notebooks: .venv/dev.stamp ## run every notebook again and store its outputs
 	$(BIN)/nbdev_export
-	OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace $(NOTEBOOKS)
+	OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore VQVAE_STATIC=1 $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace $(NOTEBOOKS)
 	$(BIN)/nbdev_clean
 
 readme: .venv/dev.stamp ## README.md from nbs/index.ipynb
@@ -58,8 +61,7 @@ readme: .venv/dev.stamp ## README.md from nbs/index.ipynb
 
 .venv/core.stamp: EXTRAS =
 .venv/dev.stamp: EXTRAS = [dev]
-.venv/lab.stamp: EXTRAS = [dev,lab]
-.venv/core.stamp .venv/dev.stamp .venv/lab.stamp: pyproject.toml constraints.txt | .venv/bin/pip
+.venv/core.stamp .venv/dev.stamp: pyproject.toml constraints.txt | .venv/bin/pip
 	@echo 'Installing vqvae$(EXTRAS) into .venv: some minutes the first time'
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.$(EXTRAS)'
 	@touch $@
