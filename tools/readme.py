@@ -67,6 +67,7 @@ def render(path: Path, root: Path) -> dict[Path, bytes]:
     markdown, figures = notebook_markdown(json.loads(path.read_text()))
     citations = [f"--bibliography={bib}" for bib in sorted(path.parent.glob("*.bib"))]
     tree = json.loads(pypandoc.convert_text(markdown, "json", "markdown-implicit_figures", extra_args=["--citeproc", *citations]))
+    tree["blocks"] = [block for block in tree["blocks"] if block["t"] != "RawBlock"]  # explorers need a page
     relink(tree, path.parent.relative_to(root).as_posix())
     text = pypandoc.convert_text(json.dumps(tree), "gfm", "json", extra_args=["--wrap=none"])
     readme = HEADER.format(notebook=path.relative_to(root).as_posix()) + text
