@@ -90,8 +90,9 @@ def main() -> None:
     args = parser.parse_args()
     path, root = args.notebook.absolute(), args.root.absolute()
     if args.check: raise SystemExit("\n".join(differences(path, root)) or None)
+    files = render(path, root)
     for file in (path.parent / "index_files").glob("*"): file.unlink()
-    for file, content in render(path, root).items():
+    for file, content in files.items():
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(content)
 
