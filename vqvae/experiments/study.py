@@ -57,7 +57,8 @@ def _check_grid(grid: Sequence[dict[str, Any]]) -> None:
         if taken := configuration.keys() & {"seed", "seconds", "error", *_versions()}:
             raise ValueError(f"grid must not name {', '.join(sorted(taken))}: these columns are the engine's")
         try: json.dumps(configuration)
-        except TypeError as error: raise TypeError(f"grid must hold plain values, got {configuration}: {error}") from None
+        except TypeError as error:
+            raise TypeError(f"grid must hold plain values, got {configuration}: {error}") from None
 
 # %% ../../nbs/experiments/00_study.ipynb #cell-006
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ class Study:
     draw: Callable[[pd.DataFrame], Figure] | None = None  # rows -> the figure that answers
 
     def __post_init__(self):
-        if not re.fullmatch(r"[\w-]+", self.name): raise ValueError(f"name must be letters, digits, hyphens, got {self.name!r}")
+        if not re.fullmatch(r"[\w-]+", self.name):
+            raise ValueError(f"name must be letters, digits, hyphens, got {self.name!r}")
         for name, values in {"grid": self.grid, "seeds": self.seeds}.items():
             if not isinstance(values, Sequence): raise TypeError(f"{name} must be a list, got {type(values).__name__}")
             if not values: raise ValueError(f"{name} must hold something, got {values!r}")
@@ -385,9 +387,11 @@ def _rows_there(measure: Callable, missing: dict[str, dict], scheduler: str) -> 
         futures = client.map(_run_packed, [packed] * len(missing), *zip(*missing.items()), pure=False)
         rows = dict(zip(futures, missing.items()))
         for future in as_completed(rows):
-            if future.cancelled(): raise ConnectionError(f"lost {scheduler}: finished rows are kept, run again to continue")
+            if future.cancelled():
+                raise ConnectionError(f"lost {scheduler}: finished rows are kept, the same command continues")
             error = future.exception()  # that no worker could do it; what `measure` raises is in the row
-            yield future.result() if error is None else (*rows[future], None, f"{type(error).__name__}: {error}", 0.0, _versions())
+            if error is None: yield future.result()
+            else: yield *rows[future], None, f"{type(error).__name__}: {error}", 0.0, _versions()
 
 # %% ../../nbs/experiments/00_study.ipynb #cell-032
 def _keyed(study: Study) -> dict[str, dict]:
@@ -408,7 +412,8 @@ def run_study(
     done = results.finished() & keyed.keys()
     missing = {key: configuration for key, configuration in keyed.items() if key not in done}
     bar = tqdm(total=len(keyed), initial=len(done), desc=study.name, disable=not progress)
-    rows = _rows_there(study.measure, missing, scheduler) if scheduler else _rows_here(study.measure, missing, jobs)
+    here = not (scheduler and missing)
+    rows = _rows_here(study.measure, missing, jobs) if here else _rows_there(study.measure, missing, scheduler)
     with bar, closing(rows):
         for row in rows:
             results.store(*row)
