@@ -25,7 +25,7 @@ from torch import Tensor
 from ..data.base import InMemoryDataset
 from ..data.digits import DigitsDataset
 from ..data.patches import TEST_COLUMNS, ImagePatchDataset, load_photographs
-from ..decoders.base import BaseDecoder
+from ..decoders.base import BaseDecoder, check_latents
 from ..decoders.conv import ConvDecoder
 from ..decoders.linear import LearnedLinearDecoder
 from ..decoders.transformer import TransformerDecoder
@@ -67,9 +67,12 @@ def table_bits(
     test: Tensor,  # symbols of the samples to send, int64, (n_test, m)
     sizes: list[int],  # number of different symbols at each position, m numbers
 ) -> float:  # bits per sample
-    "Mean code length of `test` under the symbol frequencies of `train`, one table per position."
+    "Mean code length of `test` under the symbol frequencies of `train`; raises `ValueError` for symbols out of range."
     bits = 0.0
     for j, size in enumerate(sizes):
+        low, high = (f(torch.cat([train[:, j], test[:, j]])).item() for f in (torch.min, torch.max))
+        if low < 0 or high >= size:
+            raise ValueError(f"symbols at position {j} must lie in 0..{size - 1}, got {low if low < 0 else high}")
         counts = torch.bincount(train[:, j], minlength=size).double() + 1 / size
         bits -= torch.log2(counts[test[:, j]] / counts.sum()).mean().item()
     return bits
@@ -139,6 +142,12 @@ def jpeg_code(
     return Coded(x_recon, rate, {"rate_file": whole, "rate_shuffled": without})
 
 # %% ../../nbs/experiments/06_images.ipynb #cell-026
+def _blocks_per_side(tokens: int) -> int:
+    "Square blocks along one side of an image; raises `ValueError` unless `tokens` of them tile it."
+    if tokens not in (1, 4, 16, 64): raise ValueError(f"tokens must be 1, 4, 16 or 64, got {tokens}")
+    return math.isqrt(tokens)
+
+
 def kmeans_code(
     train: Tensor,  # training images, (n, 1, 8, 8)
     test: Tensor,  # images to code, same shape apart from n
@@ -146,8 +155,8 @@ def kmeans_code(
     codes: int,  # codebook size
     seed: int,  # of k-means
 ) -> Coded:  # nothing extra
-    "Each block of pixels replaced by its nearest centre."
-    grid = math.isqrt(tokens)
+    "Each block of pixels replaced by its nearest centre; raises `ValueError` for numbers of blocks that do not fit."
+    grid = _blocks_per_side(tokens)
     generator = torch.Generator().manual_seed(seed)
     blocks, blocks_test = (patchify(x, SIDE // grid) for x in (train, test))
     flat = blocks.flatten(0, 2)
@@ -194,8 +203,8 @@ class TokenLinearDecoder(LearnedLinearDecoder):
         self,
         z: Tensor,  # latents, (B, tokens, dim)
     ) -> Tensor:  # samples, (B, *sample_shape)
-        "Decode a batch."
-        return self.linear(z.flatten(1)).unflatten(-1, self.sample_shape)
+        "Decode a batch; raises `ValueError` for latents of another shape."
+        return self.linear(check_latents(z, self.dim, (self.tokens,)).flatten(1)).unflatten(-1, self.sample_shape)
 
 # %% ../../nbs/experiments/06_images.ipynb #cell-030
 def block_components(
@@ -204,7 +213,7 @@ def block_components(
     dim: int,  # components of each block
 ) -> tuple[Tensor, Tensor]:  # orthonormal rows (tokens * dim, 64), those of one block together; mean image (64,)
     "Principal components of square blocks, the same for every block, as linear functions of the whole image."
-    grid = math.isqrt(tokens)
+    grid = _blocks_per_side(tokens)
     side = SIDE // grid
     basis, mean = principal_components(patchify(train, side).flatten(0, 2), dim)
     blocks = torch.zeros(tokens, dim, tokens, side * side)
@@ -220,7 +229,7 @@ def autoencoder(
     seed: int,  # of the weights
 ) -> tuple[BaseEncoder, BaseDecoder]:  # untrained
     "Encoder and decoder of a method; raises `ValueError` for another name."
-    dim, side = 16 // math.isqrt(tokens), SIDE // math.isqrt(tokens)
+    dim, side = (size // _blocks_per_side(tokens) for size in (16, SIDE))
     if method == "conv":
         return (ConvEncoder(1, dim, side, hidden=32, residual_blocks=1, seed=seed),
                 ConvDecoder(1, dim, side, hidden=32, residual_blocks=1, seed=seed + 1000))
