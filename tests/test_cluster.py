@@ -68,10 +68,10 @@ def read(path): return [line.split() for line in path.read_text().split("\n")[:-
 
 
 def wait_until(condition):
-    for _ in range(6000):
+    for _ in range(15_000):
         if condition(): return
         time.sleep(0.02)
-    raise TimeoutError("two minutes")
+    raise TimeoutError("five minutes")
 
 
 @pytest.fixture

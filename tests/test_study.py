@@ -54,10 +54,10 @@ def held(tmp_path, monkeypatch):
 
 
 def wait_until(condition):
-    for _ in range(6000):
+    for _ in range(15_000):
         if condition(): return
         time.sleep(0.02)
-    raise TimeoutError("two minutes")
+    raise TimeoutError("five minutes")
 
 
 def test_killed_study_continues_in_another_process_and_equals_an_undisturbed_one(held, tmp_path, monkeypatch):
