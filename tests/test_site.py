@@ -125,7 +125,7 @@ def slide(page, label: str, value: float) -> None: page.get_by_label(label, exac
 EXPLORERS = {  # page: (slider, value, its number), (handle, number that a drag and a key change)
     "waterfilling": (("Rate", 12, "Distortion D"), ("Variance of component 1", "Distortion D")),
     "gradient": (None, ("z", "Angle between z and q")),
-    "fsq": (("Levels of dimension 1", 9, "Codes"), ("Mean of the input", "Perplexity")),
+    "fsq": (("Levels of dimension 1", 9, "Codes"), ("Mean in the plane", "Perplexity")),
     "gumbel": (("Temperature τ", 1.5, "Mean ‖soft − hard‖²"), ("Logit of code 1", "KL to uniform")),
     "codebook": (("Codes", 40, "Rate log₂ n"), ("Codeword 3", "Distortion")),
 }

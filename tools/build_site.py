@@ -46,24 +46,32 @@ def relative(target: str, page: str) -> str:
     return posixpath.relpath(target, posixpath.dirname(page) or ".")
 
 
-# Links between pages: notebooks become pages, links to the published site become relative
+# Links between pages
 
-def resolve(link: str, page: Page, targets: dict[str, str], host: str) -> str:
-    "Where a link of a page leads in the site."
+def localize(source: Path, host: str) -> None:
+    "Let nbdev's links to the published site lead into this one; a method leads to its class, a private name to its page."
+    for path in source.rglob("*.ipynb"):
+        def inside(found: re.Match) -> str:
+            anchor = found[2].partition(".")[0]
+            return relative(found[1], path.relative_to(source).as_posix()) + ("" if anchor.startswith("_") else f"#{anchor}")
+        path.write_text(re.sub(re.escape(host) + r"/([\w/]+\.html)#([\w.]+)", inside, path.read_text()))
+
+
+def resolve(link: str, page: Page, targets: dict[str, str]) -> str:
+    "Where a link of a page leads in the site: notebooks have become pages."
     path, mark, anchor = link.partition("#")
-    if path.startswith(host): return relative(path.removeprefix(host).lstrip("/") or "index.html", page.target) + mark + anchor
     if not path or re.match(r"[a-z]+:|/", path): return link
     inside = posixpath.normpath(posixpath.join(posixpath.dirname(page.source), path))
     return relative(targets[inside], page.target) + mark + anchor if inside in targets else link
 
 
-def relink(node: Any, page: Page, targets: dict[str, str], host: str) -> None:
+def relink(node: Any, page: Page, targets: dict[str, str]) -> None:
     "Resolve every link in a pandoc tree."
     if isinstance(node, dict):
-        if node.get("t") == "Link": node["c"][2][0] = resolve(node["c"][2][0], page, targets, host)
+        if node.get("t") == "Link": node["c"][2][0] = resolve(node["c"][2][0], page, targets)
         node = list(node.values())
     if isinstance(node, list):
-        for child in node: relink(child, page, targets, host)
+        for child in node: relink(child, page, targets)
 
 
 # Navigation from the sidebar of _quarto.yml
@@ -96,7 +104,7 @@ def render(page: Page, config: dict, pages: dict[str, Page], order: list[str], s
     targets = {name: p.target for name, p in pages.items()}
     bibliography = [f"--bibliography={source / config['bibliography']}", "--citeproc"]
     tree = json.loads(pypandoc.convert_text(page.markdown, "json", PANDOC, extra_args=bibliography))
-    relink(tree, page, targets, site["site-url"])
+    relink(tree, page, targets)
     variables = {"page-title": page.title, "summary": page.description, "site-title": site["title"], "lang": config["lang"],
                  "root": relative(".", page.target), "repo": site["repo-url"],
                  "notebook": f"{site['repo-url']}/blob/{site['repo-branch']}/nbs/{page.source}",
@@ -131,6 +139,7 @@ def main() -> None:
     settings = get_config()
     source, out = ROOT / "_proc", ROOT / settings.doc_path.name
     proc_nbs(n_workers=0, force=True)
+    localize(source, f"{settings.doc_host}{settings.doc_baseurl}")
     shutil.rmtree(out, ignore_errors=True)
     if shutil.which("quarto"):
         subprocess.run(["quarto", "render", source], check=True)

@@ -66,7 +66,7 @@ function render({ model, el }) {
   const book = plot(plots, { title: "The codebook; areas are probabilities", x: [-1.25, 1.25], y: [-1.25, 1.25], xLabel: "dimension 1", yLabel: "dimension 2", square: true, height: 340 });
   const step = make("path", { fill: "none", stroke: "var(--vq-2)", "stroke-width": 2 }), squash = make("path", { class: "vq-curve" });
   curve.layer.append(step, squash);
-  const handleMean = handle(plane, { label: "Mean of the input", step: 0.05, read: () => [model.get("mean"), model.get("mean")],
+  const handleMean = handle(plane, { label: "Mean in the plane", step: 0.05, read: () => [model.get("mean"), model.get("mean")],
     move: (x, y) => assign(model, { mean: Math.max(-2, Math.min(2, Math.round(10 * (x + y)) / 20)) }) });
   const cells = make("g"), rings = make("g");
   plane.layer.append(cells, rings, handleMean);
