@@ -5,16 +5,25 @@ PYTHON ?= $(or $(shell for python in python3 python3.13 python3.12 python3.11 py
   $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done), \
   $(error Python 3.11 or newer was not found; name it: make PYTHON=/path/to/python ...))
 BIN := .venv/bin
+RESULTS := nbs/experiments/results
 NOTEBOOKS = $(shell find nbs -name '*.ipynb' -not -path '*/.*' | sort)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help study test test-notebooks test-python lab check bench notebooks readme
+.PHONY: help study studies test test-notebooks test-python lab check bench notebooks readme
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
 study: .venv/core.stamp ## the main job: train the methods side by side, print the table, write CSV and figure
-	$(BIN)/vqvae study first-look
+	$(BIN)/vqvae study run first-look
+
+studies: .venv/core.stamp ## every study of the book; says which committed numbers moved (under 90 minutes on two cores)
+	@for name in $$($(BIN)/vqvae study list | awk 'NR > 1 {print $$1}'); do \
+	  $(BIN)/vqvae study run $$name && $(BIN)/vqvae study compare $$name $(RESULTS)/$$name.csv || bad="$$bad $$name"; \
+	done; echo; $(BIN)/vqvae study list || exit 1; \
+	if [ -z "$$bad" ]; then echo 'Every committed number is inside its interval.'; exit 0; fi; \
+	echo "Failed, or numbers moved:$$bad. The reasons stand above. To accept the new numbers of a study:"; \
+	for name in $$bad; do echo "  vqvae study run $$name --save $(RESULTS)/$$name.csv"; done; exit 1
 
 test: test-notebooks test-python ## all tests: every notebook against the exported package, then tests/
 
