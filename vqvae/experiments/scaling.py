@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STARTS', 'CHECKPOINTS', 'SIZES', 'scaling', 'draw_latents', 'Schedule', 'schedule', 'held_out_distortion',
-           'train_step', 'step_cost', 'measure']
+           'train_step', 'step_cost', 'measure', 'summarize', 'at_stage', 'fit_slopes', 'curve', 'draw']
 
-# %% ../../nbs/experiments/05_scaling.ipynb #cell-002
+# %% ../../nbs/experiments/05_scaling.ipynb #cell-003
 import copy
 import math
 import time
@@ -33,9 +33,10 @@ from ..initialization.uniform import uniform_init
 from ..quantizers.learning import EMALearning, Revival
 from ..quantizers.vq import VectorQuantizer
 from ..theory.high_resolution import LATTICE_CONSTANTS, sphere_bound, zador_distortion
+from ..theory.random_coding import best_codebook_variance
 from ..theory.rate_distortion import gaussian_distortion
 
-# %% ../../nbs/experiments/05_scaling.ipynb #cell-006
+# %% ../../nbs/experiments/05_scaling.ipynb #cell-007
 @cache
 def _patches(dim: int) -> tuple[Tensor, Tensor]:
     "Training and held-out latents of the photographs, mean variance 1 per dimension on the training side."
@@ -59,7 +60,7 @@ def draw_latents(
     pool = _patches(dim)[["train", "test"].index(split)]
     return pool[torch.randint(len(pool), (count,), generator=generator)]
 
-# %% ../../nbs/experiments/05_scaling.ipynb #cell-009
+# %% ../../nbs/experiments/05_scaling.ipynb #cell-010
 class Schedule(NamedTuple):
     "How a codebook is trained."
     batch: int  # latents per step
@@ -80,7 +81,7 @@ def schedule(
     if learning not in ("EMA", "loss"): raise ValueError(f"learning must be EMA, loss or defaults, got {learning!r}")
     return Schedule(codebook_size // 2, 2 * samples_per_code, None, 2 * revival)
 
-# %% ../../nbs/experiments/05_scaling.ipynb #cell-013
+# %% ../../nbs/experiments/05_scaling.ipynb #cell-014
 STARTS = {"uniform": uniform_init, "sample": sample_init, "k-means": partial(kmeans_init, max_iter=10),
           "rate–distortion": rd_gaussian_init}
 
@@ -93,7 +94,7 @@ def _quantizer(dim: int, codebook_size: int, learning: str, plan: Schedule, seed
 def _optimizer(quantizer: VectorQuantizer) -> Optimizer | None:
     return Adam(quantizer.parameters(), lr=0.03) if quantizer.learning.by_gradient else None
 
-# %% ../../nbs/experiments/05_scaling.ipynb #cell-015
+# %% ../../nbs/experiments/05_scaling.ipynb #cell-016
 CHECKPOINTS = (4, 16, 64)  # samples per code
 
 
@@ -119,7 +120,7 @@ def train_step(
         optimizer.step()
     return indices
 
-# %% ../../nbs/experiments/05_scaling.ipynb #cell-017
+# %% ../../nbs/experiments/05_scaling.ipynb #cell-018
 def _processor_time(call) -> float:
     began = time.process_time()
     call()
@@ -151,11 +152,12 @@ def step_cost(
     rounds = [(_processor_time(step), _processor_time(lambda: torch.mm(z, quantizer.codebook.detach().T, out=table)))
               for _ in range(repeats)]
     seconds, product = np.min(rounds, axis=0).tolist()
-    state = [*quantizer.state_dict().values(), *(t for s in (optimizer.state.values() if optimizer else ()) for t in s.values())]
+    state = [*quantizer.state_dict().values(),
+             *(t for s in (optimizer.state.values() if optimizer else ()) for t in s.values())]
     return seconds, {"time_step": seconds / product, "memory_saved": float(sum(saved.values())),
                      "memory_state": float(sum(t.numel() * t.element_size() for t in state))}
 
-# %% ../../nbs/experiments/05_scaling.ipynb #cell-018
+# %% ../../nbs/experiments/05_scaling.ipynb #cell-020
 def measure(
     source: str,  # gaussian or patches
     dim: int,  # k
@@ -169,7 +171,8 @@ def measure(
     "Train one codebook and measure it."
     plan = schedule(codebook_size, learning, samples_per_code, revival)
     latents = partial(draw_latents, source, dim)
-    held, batches, begin = latents(2**14, step_generator(seed, 1), "test"), step_generator(seed, 0), step_generator(seed, 2)
+    held, batches, begin = (latents(2**14, step_generator(seed, 1), "test"), step_generator(seed, 0),
+                            step_generator(seed, 2))
     quantizer = _quantizer(dim, codebook_size, learning, plan, seed)
     data = latents(max(2 * codebook_size, 2**14), begin)
     seconds = _processor_time(lambda: quantizer.initialize(STARTS[start], data, begin))
@@ -180,29 +183,124 @@ def measure(
         indices = train_step(quantizer, latents(plan.batch, batches), optimizer)
         if 2 * step > plan.steps: counts += torch.bincount(indices, minlength=codebook_size)
         seen = step * plan.batch / codebook_size
-        if seen in CHECKPOINTS and step < plan.steps: result[f"distortion_at_{seen:.0f}"] = held_out_distortion(quantizer, held)
+        if seen in CHECKPOINTS and step < plan.steps:
+            result[f"distortion_at_{seen:.0f}"] = held_out_distortion(quantizer, held)
     result |= {"distortion": held_out_distortion(quantizer, held), "usage": (counts > 0).float().mean().item(),
                "perplexity": perplexity(counts)}
     one_step, cost = step_cost(quantizer)
     return result | {"time_start": seconds / one_step} | cost
 
-# %% ../../nbs/experiments/05_scaling.ipynb #cell-020
+# %% ../../nbs/experiments/05_scaling.ipynb #cell-022
 SIZES = (16, 64, 256, 1024, 4096, 16384)
 
 
 def _grid() -> list[dict]:
     "Every start with and without revival in four dimensions; the rest of the questions on parts of it."
     def rows(sizes, source="gaussian", dim=4, starts=("sample",), revivals=(0,), learning="EMA", samples=16):
-        return [{"source": source, "dim": dim, "codebook_size": n, "start": start, "revival": revival, "learning": learning,
-                 "samples_per_code": samples} for n in sizes for start in starts for revival in revivals]
+        return [{"source": source, "dim": dim, "codebook_size": n, "start": start, "revival": revival,
+                 "learning": learning, "samples_per_code": samples}
+                for n in sizes for start in starts for revival in revivals]
     return [*rows(SIZES, starts=tuple(STARTS)), *rows(SIZES, starts=("uniform", "sample"), revivals=(6,)),
             *rows(SIZES[:5], starts=("k-means", "rate–distortion"), revivals=(6,)),
-            *rows(SIZES[:5], dim=2), *rows(SIZES, dim=8), *rows(SIZES[:5], dim=8, starts=("k-means", "rate–distortion")),
+            *rows(SIZES[:5], dim=2), *rows(SIZES, dim=8),
+            *rows(SIZES[:5], dim=8, starts=("k-means", "rate–distortion")),
             *rows(SIZES[:4], samples=256), *rows(SIZES[4:], samples=64),
             *rows((1024,), starts=("uniform", "sample"), revivals=(0, 1, 2, 4, 8, 16), samples=64),
             *rows(SIZES[:5], learning="loss"), *rows(SIZES[1:5], learning="defaults", revivals=(0, 6)),
-            *rows(SIZES, source="patches", starts=("sample", "k-means")),
-            *rows(SIZES[:5], source="patches", starts=("rate–distortion",)), *rows(SIZES[:5], source="patches", revivals=(6,))]
+            *rows(SIZES, source="patches"), *rows(SIZES[:5], source="patches", starts=("k-means", "rate–distortion")),
+            *rows(SIZES[:5], source="patches", revivals=(6,))]
 
-# %% ../../nbs/experiments/05_scaling.ipynb #cell-021
-scaling = Study("scaling", "What do more codes buy, and what do they cost?", measure, _grid(), seeds=(0, 1, 2, 3, 4))
+# %% ../../nbs/experiments/05_scaling.ipynb #cell-028
+_BY = ["source", "dim", "codebook_size", "start", "revival", "learning", "samples_per_code"]
+
+
+def _law(codebook_size: int, dim: int) -> float:
+    "Zador's law for N(0, I) with the constant of the best lattice known."
+    return zador_distortion(codebook_size, torch.ones(dim), LATTICE_CONSTANTS[dim][1]).item()
+
+
+def summarize(
+    rows: pd.DataFrame,  # rows of the study
+) -> pd.DataFrame:  # one row per configuration; `over_law` is distortion / Zador's law, `perplexity` a share of n
+    "Distortion, use of the codes and time of a step, with 95 % intervals."
+    law = [_law(n, k) if s == "gaussian" else math.nan for s, k, n in zip(rows.source, rows.dim, rows.codebook_size)]
+    rows = rows.assign(over_law=rows.distortion / law, perplexity=rows.perplexity / rows.codebook_size)
+    values = ["distortion_start", "distortion", "over_law", "usage", "perplexity", "time_start", "time_step"]
+    return summarize_rows(rows, _BY, values)
+
+
+def at_stage(
+    rows: pd.DataFrame,  # rows of the study
+    samples_per_code: int,  # 4, 16 or 64
+) -> pd.DataFrame:  # the same columns; `distortion` is that after so many samples per code
+    "Runs as they stood at a point of their training that they all passed."
+    finished = rows[rows.samples_per_code == samples_per_code]
+    longer = rows[rows.samples_per_code > samples_per_code]
+    longer = longer.assign(distortion=longer[f"distortion_at_{samples_per_code}"], samples_per_code=samples_per_code)
+    return pd.concat([finished, longer]).drop_duplicates([*_BY, "seed"])
+
+
+def fit_slopes(
+    rows: pd.DataFrame,  # rows of the study
+    by: list[str],  # columns that tell curves apart
+    smallest: int = 256,  # codebook size from which on the curve is fitted
+) -> pd.DataFrame:  # one row per curve: up_to (largest size), slope, ± slope, seeds
+    "Exponent of the distortion in the codebook size, with 95 % intervals over the seeds."
+    table = []
+    for names, curve in rows[rows.codebook_size >= smallest].groupby(by, sort=False):
+        slopes = [np.polyfit(np.log(c.codebook_size), np.log(c.distortion), 1)[0] for _, c in curve.groupby("seed")]
+        mean, half = mean_interval(slopes)
+        table.append({**dict(zip(by, names)), "up_to": curve.codebook_size.max(), "slope": mean, "± slope": half,
+                      "seeds": len(slopes)})
+    return pd.DataFrame(table)
+
+# %% ../../nbs/experiments/05_scaling.ipynb #cell-031
+def curve(
+    ax: plt.Axes,  # logarithmic in the codebook size afterwards
+    part: pd.DataFrame,  # one row per codebook size, from `summarize`
+    value: str,  # which column
+    **style: object,  # colour, marker, label
+) -> None:
+    "Draw a column over the codebook size with its interval."
+    part = part.sort_values("codebook_size")
+    ax.errorbar(part.codebook_size, part[value], yerr=part[f"± {value}"], capsize=3, **{"fmt": "o-", "ms": 5, **style})
+    ax.set_xscale("log")
+    ax.set_xticks(SIZES, [f"{n:,}" for n in SIZES])
+    ax.minorticks_off()
+    ax.set_xlabel("codes")
+
+
+def draw(
+    rows: pd.DataFrame,  # rows of the study
+) -> Figure:  # distortion over codebook size; the same in four dimensions as a multiple of D(R)
+    "Distortion of trained codebooks beside every limit that is known."
+    rows = rows[(rows.source == "gaussian") & (rows.learning == "EMA") & (rows.revival == 0)]
+    by_stage = {s: summarize(at_stage(rows, s)) for s in (16, 64)}
+    plain = lambda s, k, start="sample": by_stage[s][(by_stage[s].dim == k) & (by_stage[s].start == start)]
+    sizes, grey = np.array(SIZES), {"color": LIMIT, "lw": 1.5}
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4))
+    for color, k in zip(PALETTE, (2, 4, 8)):
+        first = k == 2
+        left.plot(sizes, [_law(n, k) for n in sizes], ls="--", label="Zador's law, best lattice" if first else None,
+                  **grey)
+        left.plot(sizes, gaussian_distortion(np.log2(sizes) / k), ls=":", label="limit D(R)" if first else None, **grey)
+        curve(left, plain(16, k), "distortion", color=color, fmt="o", label=f"trained, k = {k}")
+    limit = gaussian_distortion(np.log2(sizes) / 4).numpy()
+    random = [best_codebook_variance(int(n), 4).distortion for n in sizes]
+    right.plot(sizes, random / limit, ls="-.", label="random codes, best variance", **grey)
+    right.plot(sizes, [_law(n, 4) for n in sizes] / limit, ls="--", label="Zador's law, lattice D4", **grey)
+    right.plot(sizes, zador_distortion(sizes, torch.ones(4)) / limit, ls=(0, (1, 2)), label="Zador's law, ball", **grey)
+    for color, label, part in zip(PALETTE, ("sample, 16 samples per code", "sample, 64 samples per code",
+                                            "k-means, 16 samples per code"),
+                                  (plain(16, 4), plain(64, 4), plain(16, 4, "k-means"))):
+        unit = _law(1, 4)  # Zador's law over D(R), whatever n
+        curve(right, part.assign(**{"over_law": part.over_law * unit, "± over_law": part["± over_law"] * unit}),
+              "over_law", color=color, label=label)
+    left.set(yscale="log", ylabel="squared error per dimension", title="Trained codebooks follow the law,")
+    right.set(ylabel="squared error / D(R), k = 4", ylim=(1, 2.2), title="but not quite its slope")
+    for ax in (left, right): ax.legend()
+    return fig
+
+
+scaling = Study("scaling", "What do more codes buy, and what do they cost?", measure, _grid(), seeds=(0, 1, 2, 3, 4),
+                summarize=summarize, draw=draw)
