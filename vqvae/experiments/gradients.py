@@ -356,7 +356,8 @@ def summarize(
     for task, part in rows.groupby("task", sort=False):
         by = [name for name in _SETTINGS if name in part and part[name].notna().any()]
         table = _against(part, _HEADLINE[task], by)
-        setting = table[by].apply(lambda row: ", ".join(f"{name} {row[name]}" for name in by), axis=1)
+        text = table[by].map(lambda value: value if isinstance(value, str) else f"{value:g}")
+        setting = text.apply(lambda row: ", ".join(f"{name} {row[name]}" for name in by), axis=1)
         mean, half = table[_HEADLINE[task]], table[f"± {_HEADLINE[task]}"]
         tables.append(pd.DataFrame({"task": task, "setting": setting, "estimator": table.estimator,
                                     "number": _HEADLINE[task], "mean": mean,
