@@ -7,50 +7,76 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from vqvae.experiments.study import Results, Study, code_fingerprint, compare_rows, load_rows, run_study, save_rows
+from vqvae.experiments.study import (
+    Results, Study, code_fingerprint, compare_rows, find_study, load_rows, run_study, save_rows, stored_rows, summarize_rows,
+)
 
-SLOW_STUDY = textwrap.dedent("""
-    import sys, time
-    from vqvae.experiments.study import Study, run_study
+# A study that writes down its calls, and stays in the row n = 3 as long as there is a file `hold`.
+HELD = textwrap.dedent("""
+    import os, time
+    from pathlib import Path
+    from vqvae.experiments.study import Study, code_fingerprint, run_study
 
     def measure(n, seed):
-        time.sleep(0.15)
-        with open(sys.argv[2] + "/calls", "a") as calls: calls.write(f"{n} {seed}\\n")
+        with open(os.environ["CALLS"], "a") as calls: calls.write(f"{n} {seed}\\n")
+        while n == 3 and Path("hold").exists(): time.sleep(0.02)
         return {"value": n * 100 + seed}
 
-    study = Study("slow", "?", measure, [{"n": n} for n in range(5)], seeds=(0, 1, 2, 3))
+    study = Study("held", "?", measure, [{"n": n} for n in range(5)], seeds=(0, 1, 2, 3))
     if __name__ == "__main__":
-        run_study(study, sys.argv[1], progress=False).drop(columns="seconds").to_csv(sys.argv[2] + "/table.csv", index=False)
+        import mine
+        from vqvae.experiments import first_look
+        print(code_fingerprint(mine.measure), code_fingerprint(first_look.measure), flush=True)
+        run_study(study, "results", progress=False)
 """)
 
 
-def start(script, results, log):
-    log.mkdir(exist_ok=True)
-    return subprocess.Popen([sys.executable, script, results, log], stderr=subprocess.PIPE)
+@pytest.fixture
+def held(tmp_path, monkeypatch):
+    "The file of that study in a folder of its own, where this process is; a function that lists the calls."
+    def calls(): return Path("calls").read_text().split("\n")[:-1] if Path("calls").exists() else []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "held.py").write_text(HELD)
+    (tmp_path / "hold").touch()
+    yield calls
+    sys.modules.pop("held", None)
 
 
-def test_killed_study_continues_and_equals_an_undisturbed_one(tmp_path):
-    script = tmp_path / "slow.py"
-    script.write_text(SLOW_STUDY)
-    killed = start(script, tmp_path / "results", tmp_path / "log")
-    base = tmp_path / "results" / "slow" / "results.sqlite"
-    for _ in range(600):
-        time.sleep(0.05)
-        if (tmp_path / "log" / "calls").exists() and len((tmp_path / "log" / "calls").read_text().splitlines()) >= 5: break
+def wait_until(condition):
+    for _ in range(15_000):
+        if condition(): return
+        time.sleep(0.02)
+    raise TimeoutError("five minutes")
+
+
+def test_killed_study_continues_in_another_process_and_equals_an_undisturbed_one(held, tmp_path, monkeypatch):
+    fingerprints = [fingerprint(tmp_path), code_fingerprint(importlib.import_module("vqvae.experiments.first_look").measure)]
+    killed = subprocess.Popen([sys.executable, "held.py"], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONHASHSEED": "1"})
+    wait_until(lambda: held() or killed.poll() is not None)  # as a script, which here is a module
+    wait_until(lambda: len(held()) == 4)
     killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    with sqlite3.connect(base) as connection: stored = connection.execute("SELECT COUNT(*) FROM measured").fetchone()[0]
-    assert 3 <= stored < 20
-    assert start(script, tmp_path / "results", tmp_path / "log").wait() == 0
-    assert start(script, tmp_path / "other", tmp_path / "other_log").wait() == 0
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "log" / "table.csv"), pd.read_csv(tmp_path / "other_log" / "table.csv"))
-    calls = (tmp_path / "log" / "calls").read_text().splitlines()
-    assert len(calls) <= 21  # nothing twice, except at most the row that was being measured when the process died
+    assert killed.communicate()[0].split() == fingerprints
+    study = find_study("held.py")
+    assert len(stored_rows(study, "results")) == 3
+    Path("hold").unlink()
+    rows = run_study(study, "results", progress=False)
+    assert sorted(held()) == sorted([*(f"{n} {seed}" for seed in range(4) for n in range(5)), "3 0"])  # only that one twice
+    undisturbed = run_study(study, "other", progress=False)
+    pd.testing.assert_frame_equal(rows.drop(columns="seconds"), undisturbed.drop(columns="seconds"))
+    held_again = run_study(study, "other", progress=False)
+    pd.testing.assert_frame_equal(undisturbed, held_again)
+    assert len(held()) == 41
 
 
 VQVAE = str(Path(sys.executable).with_name("vqvae"))  # the installed command
@@ -59,11 +85,26 @@ VQVAE = str(Path(sys.executable).with_name("vqvae"))  # the installed command
 def value_of(n, seed): return {"value": n + seed}
 
 
-def test_two_processes_give_the_rows_of_one(tmp_path):
-    study = Study("both", "?", value_of, [{"n": n} for n in range(4)], seeds=(0, 1))
-    one = run_study(study, tmp_path / "one", jobs=1, progress=False).drop(columns="seconds")
-    two = run_study(study, tmp_path / "two", jobs=2, progress=False).drop(columns="seconds")
-    pd.testing.assert_frame_equal(one, two)
+def failing_until_fixed(flag, n, text, seed):
+    if n == 2 and not Path(flag).exists(): raise RuntimeError("not fixed")
+    return {"value": n, "time_process": os.getpid()}
+
+
+def test_two_processes_give_the_rows_of_one_with_their_failures_and_end(tmp_path):
+    study = Study("both", "?", failing_until_fixed,
+                  [{"flag": str(tmp_path / "fixed"), "n": n, "text": "Größe 量, \"x\"\n"} for n in (1, 2)], seeds=(0, 1, 2))
+    one, two = (run_study(study, tmp_path / str(jobs), jobs=jobs, progress=False) for jobs in (1, 2))
+    pd.testing.assert_frame_equal(*(rows.drop(columns=["seconds", "time_process"]) for rows in (one, two)))
+    assert two.error.isna().tolist() == [True, False] * 3 and "not fixed" in two.error[1]
+    for process in two.time_process.dropna().astype(int):
+        assert process != os.getpid()
+        with pytest.raises(ProcessLookupError): os.kill(process, 0)  # the next run imports what has changed meanwhile
+    (tmp_path / "fixed").touch()
+    again = run_study(study, tmp_path / "2", progress=False)  # failed rows are tried again
+    assert again.error.isna().all() and again.value.tolist() == [1, 2] * 3
+    assert again.seconds[0] == two.seconds[0]
+    save_rows(again, tmp_path / "rows.csv", "?")
+    assert set(load_rows(tmp_path / "rows.csv").text) == set(again.text) == {"Größe 量, \"x\"\n"}
 
 
 def test_changed_configuration_is_measured_and_old_rows_are_not_shown(tmp_path):
@@ -73,19 +114,55 @@ def test_changed_configuration_is_measured_and_old_rows_are_not_shown(tmp_path):
     assert len(Results(tmp_path / "s" / "results.sqlite").finished()) == 2
 
 
-def test_failed_rows_are_tried_again_and_do_not_stop_others(tmp_path):
-    study = Study("s", "?", failing_until_fixed, [{"flag": str(tmp_path / "fixed"), "n": n} for n in (1, 2)], seeds=(0, 1))
-    rows = run_study(study, tmp_path, jobs=2, progress=False)
-    assert rows.error.isna().tolist() == [True, False, True, False] and "not fixed" in rows.error[1]
-    (tmp_path / "fixed").touch()
-    again = run_study(study, tmp_path, progress=False)
-    assert again.error.isna().all() and again.value.tolist() == [1, 2, 1, 2]
-    assert again.seconds[0] == rows.seconds[0]
+@pytest.mark.parametrize(("change", "message"), [
+    ({"name": "a/b"}, "name must be letters"), ({"name": ""}, "name must be letters"),
+    ({"grid": []}, "grid must hold something"), ({"seeds": ()}, "seeds must hold something"), ({"seeds": 3}, "seeds must be a list, got int"),
+    ({"grid": ({"n": n} for n in (1, 2))}, "grid must be a list, got generator"), ({"grid": [{"n": Path("x")}]}, "grid must hold plain values"),
+    ({"grid": [{"n": 1, "seed": 2}]}, "grid must not name seed"), ({"grid": [{"torch": "1"}]}, "grid must not name torch"),
+])
+def test_study_that_cannot_be_stored_is_refused(change, message):
+    with pytest.raises((TypeError, ValueError), match=message): Study(**{"name": "s", "question": "?", "measure": value_of, "grid": [{"n": 1}]} | change)
 
 
-def failing_until_fixed(flag, n, seed):
-    if n == 2 and not Path(flag).exists(): raise RuntimeError("not fixed")
-    return {"value": n}
+def odd(n, seed):
+    return {"vanishing": {"value": float("nan"), "exact": 1.0}, "infinite": {"value": float("inf"), "exact": 1.0},
+            "short": {"exact": 1.0}, "more": {"value": 2.0, "exact": 1.0, "other": 3.0},
+            "collision": {"n": 1.0}, "list": [1.0], "text": {"value": "1"}}.get(n[0])
+
+
+def test_odd_results(tmp_path):
+    names = ["vanishing", "infinite", "short", "more", "collision", "list", "text", "nothing"]
+    study = Study("odd", "?", odd, [{"n": (name, 4)} for name in [*names, "short"]], seeds=range(2))
+    assert len(study.jobs()) == 16  # a configuration that is named twice is one
+    rows = run_study(study, tmp_path, progress=False)
+    assert rows.error.isna().tolist() == [True] * 4 + [False] * 4 + [True] * 4 + [False] * 4
+    expected = ["got n, which the row has", "must return a dict, got list", "got value = '1'", "must return a dict, got NoneType"]
+    assert all(text in error for text, error in zip(expected, rows.error.dropna()))
+    table = summarize_rows(rows, ["n"], ["value", "other"])  # tuples, which a table can be grouped by
+    assert table.n.tolist() == [(name, 4) for name in names[:4]] and table["value"].isna().tolist() == [True, False, True, False]
+    save_rows(rows, tmp_path / "rows.csv", "?")
+    assert set(compare_rows(rows, load_rows(tmp_path / "rows.csv"), ["n"]).verdict) == {"inside"}
+
+
+def test_study_of_seeds_only(tmp_path):
+    rows = run_study(Study("seeds", "?", lambda seed: {"value": seed}, [{}]), tmp_path, progress=False)
+    assert summarize_rows(rows, [], ["value"])[["value", "seeds"]].values.tolist() == [[1, 3]]
+    assert compare_rows(rows, rows[["seed", "value"]], []).verdict.tolist() == ["inside"]
+
+
+def test_two_runs_into_one_folder_at_the_same_time(tmp_path):
+    study = Study("s", "?", value_of, [{"n": n} for n in range(8)])
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(lambda _: run_study(study, tmp_path, progress=False), range(2))
+    pd.testing.assert_frame_equal(one, two)
+    assert one.value.tolist() == [n + seed for seed in range(3) for n in range(8)]
+
+
+def test_finished_row_is_not_replaced_by_a_failed_one(tmp_path):
+    results = Results(tmp_path / "results.sqlite")
+    for result, error in ((None, "first"), ({"value": 1.0}, None), (None, "late"), ({"value": 2.0}, None)):
+        results.store("key", {"n": 1}, result, error, 0.0, {"torch": "1"})
+    assert results.frame(["key"])[["value", "error"]].values.tolist() == [[1.0, None]]
 
 
 def test_file_of_rows_holds_its_making_and_no_more(tmp_path):
@@ -215,20 +292,6 @@ def test_rows_are_measured_anew_when_something_that_is_reached_changes(edit, tmp
     assert fingerprint(tmp_path / "a", edit) != fingerprint(tmp_path / "b")
 
 
-def test_fingerprint_is_the_same_in_every_process_and_as_a_script(tmp_path):
-    from vqvae.experiments.first_look import measure
-    here = [fingerprint(tmp_path), code_fingerprint(measure)]
-    with open(tmp_path / "mine.py", "a") as file: file.write(textwrap.dedent("""
-        if __name__ == "__main__":
-            from vqvae.experiments import first_look, study
-            print(study.code_fingerprint(measure), study.code_fingerprint(first_look.measure))
-    """))
-    for seed in ("1", "2"):
-        there = subprocess.run([sys.executable, tmp_path / "mine.py"], env={**os.environ, "PYTHONHASHSEED": seed},
-                               capture_output=True, text=True, check=True)
-        assert there.stdout.split() == here
-
-
 def test_code_without_a_source_file():
     def compiled(source):
         scope = {}
@@ -256,41 +319,9 @@ def test_method_of_this_package_is_reached_through_a_class():
     finally: VectorQuantizer.get_codebook = original
 
 
-def command(*arguments, cwd, **kwargs):
-    return subprocess.run([VQVAE, *arguments], capture_output=True, text=True, cwd=cwd, **kwargs)
-
-
 FIT = """--data DigitsDataset --model.encoder LearnedLinearEncoder --model.encoder.sample_shape [1,8,8] --model.encoder.dim 4
  --model.quantizer FiniteScalarQuantizer --model.quantizer.levels [4,4,4,4]
  --model.decoder LearnedLinearDecoder --model.decoder.sample_shape [1,8,8] --model.decoder.dim 4""".split()
-
-
-def test_print_config_can_be_run_again(tmp_path):
-    printed = command("fit", *FIT, "--steps", "5", "--print_config", cwd=tmp_path)
-    assert printed.returncode == 0, printed.stderr
-    (tmp_path / "config.yaml").write_text(printed.stdout)
-    done = command("fit", "--config", "config.yaml", "--output", "run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "model.safetensors").exists()
-    again = command("fit", "--config", "run/config.yaml", "--output", "again", cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
-    assert (tmp_path / "again" / "evaluation.json").read_text() == (tmp_path / "run" / "evaluation.json").read_text()
-
-
-def test_interrupted_fit_says_so_in_one_line_and_continues(tmp_path):
-    line = [VQVAE, "fit", *FIT, "--epochs", "60", "--output", "run", "--checkpoint_every", "5"]
-    running = subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    for _ in range(600):
-        time.sleep(0.05)
-        if (tmp_path / "run" / "checkpoint.pt").exists(): break
-    running.send_signal(signal.SIGINT)
-    _, err = running.communicate(timeout=60)
-    assert running.returncode == 130 and "Traceback" not in err and "continues" in err.splitlines()[-1], err
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    other = subprocess.run([*line[:-4], "--output", "undisturbed", "--checkpoint_every", "5"], cwd=tmp_path, capture_output=True, text=True)
-    assert other.returncode == 0, other.stderr
-    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (tmp_path / "undisturbed" / "model.safetensors").read_bytes()
 
 
 @pytest.fixture
@@ -299,28 +330,74 @@ def cli(tmp_path, capsys, monkeypatch):
     from vqvae.cli import main
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    yield lambda *arguments: (main(list(arguments)), *capsys.readouterr())
-    sys.modules.pop("slow", None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of processes that a test starts, as conftest sets it for this one
+    return lambda *arguments: (main(list(arguments)), *capsys.readouterr())
 
 
-def test_interrupted_study_says_so_in_one_line_and_continues(cli, tmp_path):
-    (tmp_path / "slow.py").write_text(SLOW_STUDY.replace("sys.argv[2]", "'.'"))
-    line = [VQVAE, "study", "run", "slow.py", "--jobs", "2"]
-    running = subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    for _ in range(600):
-        time.sleep(0.05)
-        if (tmp_path / "calls").exists() and len((tmp_path / "calls").read_text().splitlines()) >= 5: break
+def test_print_config_can_be_run_again(cli, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop: cli("fit", *FIT, "--steps", "5", "--print_config")
+    assert not stop.value.code
+    (tmp_path / "config.yaml").write_text(capsys.readouterr().out)
+    for config, folder in (("config.yaml", "run"), ("run/config.yaml", "again")):
+        status, _, err = cli("fit", "--config", config, "--output", folder)
+        assert status == 0, err
+    assert (tmp_path / "run" / "model.safetensors").exists()
+    assert (tmp_path / "again" / "evaluation.json").read_text() == (tmp_path / "run" / "evaluation.json").read_text()
+
+
+def test_interrupted_fit_says_so_in_one_line_and_continues(cli, tmp_path):
+    line = ["fit", *FIT, "--epochs", "40", "--checkpoint_every", "20", "--output"]
+    running = subprocess.Popen([VQVAE, *line, "run"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    wait_until((tmp_path / "run" / "checkpoint.pt").exists)
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=60)
     assert running.returncode == 130 and "Traceback" not in err and "continues" in err.splitlines()[-1], err
-    assert cli("study", "run", "slow.py", "--jobs", "1", "--save", "rows.csv")[0] == 0
-    assert len((tmp_path / "calls").read_text().splitlines()) <= 24  # at most those that were being measured twice
-    status, out, err = cli("study", "show", "slow.py")
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    for folder in ("run", "undisturbed"):
+        status, _, err = cli(*line, folder)
+        assert status == 0, err
+    one, two = (load_file(tmp_path / folder / "model.safetensors") for folder in ("run", "undisturbed"))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_interrupted_study_says_so_in_one_line_and_continues(held, cli):
+    study = find_study("held.py")
+    running = subprocess.Popen([VQVAE, "study", "run", "held.py", "--jobs", "2"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    wait_until(lambda: len(held()) == 9 and len(stored_rows(study, "studies")) == 7)  # both processes are in the row that is held
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 130 and "Traceback" not in err and "continues" in err.splitlines()[-1], err
+    Path("hold").unlink()
+    assert cli("study", "run", "held.py", "--jobs", "1", "--save", "rows.csv")[0] == 0
+    assert len(held()) == 22 and set(held()) == {f"{n} {seed}" for n in range(5) for seed in range(4)}  # two of them twice
+    status, out, err = cli("study", "show", "held.py")
     assert status == 0 and "20 rows finished, 0 failed, 0 missing" in out and "results.sqlite" in out, (out, err)
-    assert cli("study", "compare", "slow.py", "rows.csv")[0] == 0
+    assert cli("study", "compare", "held.py", "rows.csv")[0] == 0
     save_rows(load_rows("rows.csv").assign(value=0.0), "rows.csv", "by hand")
-    status, out, err = cli("study", "compare", "slow.py", "rows.csv")
+    status, out, err = cli("study", "compare", "held.py", "rows.csv")
     assert status == 1 and "--save rows.csv" in err and "5 moved" in out, (out, err)
+
+
+def test_mistakes_in_a_file_of_ones_own_end_in_one_line(held, cli):
+    def fails(source, expected, name="own.py"):
+        if source is not None: Path(name).write_text(source)
+        status, _, err = cli("study", "run", name, "--jobs", "1")
+        *bar, message = err.splitlines()
+        assert status == 1 and expected in message and not any(line.strip() and "it/s" not in line for line in bar), err
+
+    fails("def measure(:", "own.py: SyntaxError: invalid syntax (own.py, line 1)")
+    fails("\nimport json\n\njson.loads('[')", "own.py, line 4: JSONDecodeError")
+    fails("import absent_module", "own.py, line 1: ModuleNotFoundError: No module named 'absent_module'")
+    fails("x = 1", "own must hold one Study, found 0")
+    fails("x = 1", "json.py: ValueError: another module has this name", "json.py")
+    fails(HELD.replace('{"n": n} for', '{"m": n} for'), "20 of 20 rows failed, first: TypeError: measure() got an unexpected")
+    fails(HELD.replace("range(5)", "range(0)"), "grid must hold something")  # the file is read again each time
+    Path("studies/held/results.sqlite").write_text("not a database, and long enough to be looked at " * 100)
+    fails(None, "results.sqlite cannot be used: file is not a database", "held.py")
+    Path("studies/held/results.sqlite").unlink()
+    Path("studies/held/results.sqlite").mkdir()
+    fails(None, "results.sqlite cannot be used: unable to open database file", "held.py")
+    sys.modules.pop("own", None)
 
 
 @pytest.mark.parametrize(("arguments", "expected"), [
@@ -342,6 +419,7 @@ def test_mistakes_end_in_one_line(arguments, expected, tmp_path, capsys, monkeyp
 def test_read_only_output(tmp_path, capsys):
     from vqvae.cli import main
     (tmp_path / "locked").mkdir(mode=0o500)
-    assert main(["fit", *FIT, "--steps", "3", "--output", str(tmp_path / "locked" / "run")]) == 1
-    assert "Permission denied" in capsys.readouterr().err
+    for arguments in (["fit", *FIT, "--steps", "3"], ["study", "run", "first-look"]):
+        assert main([*arguments, "--output", str(tmp_path / "locked" / "run")]) == 1
+        assert "Permission denied" in capsys.readouterr().err
     assert not list((tmp_path / "locked").iterdir())

@@ -7,9 +7,12 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import erfc, ndtri
 
-from vqvae.theory.high_resolution import (LATTICE_CONSTANTS, bennett_distortion, density_norm, panter_dite, sphere_bound,
-                                          zador_bound, zador_distortion)
+from vqvae.theory.entropy_coded import (entropy_constrained, step_from_distortion, step_from_rate, transform_coding,
+                                        transform_coding_from_rate, uniform_threshold)
+from vqvae.theory.high_resolution import (LATTICE_CONSTANTS, bennett_distortion, density_norm, panter_dite,
+                                          sphere_bound, zador_bound, zador_distortion)
 from vqvae.theory.lloyd_max import gaussian_source, laplace_source, lloyd_max, scalar_source, uniform_source
+from vqvae.theory.rate_distortion import gaussian_rate, water_filling
 
 
 def mixture(seed, parts=3):
@@ -22,19 +25,22 @@ def mixture(seed, parts=3):
     return density, sorted(mean.tolist())
 
 
+def masses(t, tail):
+    "Probabilities of cells from the tail beyond |t|: differences on one side of 0, so that no digits are lost."
+    e, side = np.r_[0.0, tail, 0.0], np.r_[-1.0, np.sign(t), 1.0]
+    return np.where(side[1:] * side[:-1] >= 0, np.abs(np.diff(e)), 1 - e[1:] - e[:-1])
+
+
 def gaussian_cells(t):
-    upper = np.r_[1.0, 0.5 * erfc(t / math.sqrt(2)), 0.0]
     phi = np.r_[0.0, np.exp(-t**2 / 2) / math.sqrt(2 * math.pi), 0.0]
-    return -np.diff(upper), -np.diff(phi)
+    return masses(t, 0.5 * erfc(np.abs(t) / math.sqrt(2))), -np.diff(phi)
 
 
 def laplace_cells(t):
-    "Probabilities and first moments for variance 1, written with exponentials of -|t|."
+    "Probabilities and first moments for variance 1."
     r = math.sqrt(2)
     e = np.exp(-r * np.abs(t)) / 2
-    below = np.r_[0.0, np.where(t < 0, e, 1 - e), 1.0]
-    first = np.r_[0.0, -e * (np.abs(t) + 1 / r), 0.0]
-    return np.diff(below), np.diff(first)
+    return masses(t, e), np.diff(np.r_[0.0, -e * (np.abs(t) + 1 / r), 0.0])
 
 
 def uniform_cells(t):
@@ -45,7 +51,8 @@ def uniform_cells(t):
 
 # cells, and quantiles of the density proportional to the cube root: where an optimizer may start
 SOURCES = {"gauss": (gaussian_source, gaussian_cells, lambda u: math.sqrt(3) * ndtri(u)),
-           "laplace": (laplace_source, laplace_cells, lambda u: -np.sign(u - 0.5) * 3 / math.sqrt(2) * np.log1p(-2 * abs(u - 0.5))),
+           "laplace": (laplace_source, laplace_cells,
+                       lambda u: -np.sign(u - 0.5) * 3 / math.sqrt(2) * np.log1p(-2 * abs(u - 0.5))),
            "uniform": (uniform_source, uniform_cells, lambda u: math.sqrt(3) * (2 * u - 1))}
 
 
@@ -123,7 +130,8 @@ def test_random_mixtures(seed, levels):
     source = scalar_source(density, breaks=breaks)
     q = lloyd_max(source, levels)
     mass, mean, spread = source.cells(q.thresholds)
-    assert (q.levels - mean).abs().max() < 1e-11 * max(1, source.variance) and q.distortion.item() == pytest.approx(spread.sum().item())
+    assert (q.levels - mean).abs().max() < 1e-11 * max(1, source.variance)
+    assert q.distortion.item() == pytest.approx(spread.sum().item())
     wide = torch.linspace(-20, 20, 4001, dtype=torch.float64)
     wide = wide[density(wide) > 1e-8]
     best = best_on_grid(density, wide[0], wide[-1], levels)
@@ -196,7 +204,7 @@ def test_zador_ends_and_shapes():
 
 def test_leech_lattice_constant():
     "Squared distance to the nearest point of the Leech lattice, over 2 x 4096 copies of 4 D24 in the scale of norm 32."
-    golay = torch.tensor([1, 0, 1, 0, 1, 1, 1, 0, 0, 0, 1, 1] + [0] * 11, dtype=torch.float64)  # x^11 + x^9 + x^7 + x^6 + x^5 + x + 1
+    golay = torch.tensor([1, 0, 1, 0, 1, 1, 1, 0, 0, 0, 1, 1] + [0] * 11, dtype=torch.float64)
     rows = torch.stack([golay.roll(i) for i in range(12)])
     words = torch.cartesian_prod(*[torch.arange(2.0, dtype=torch.float64)] * 12) @ rows % 2
     words = torch.cat([words, words.sum(1, keepdim=True) % 2], 1)
@@ -219,6 +227,69 @@ def test_leech_lattice_constant():
     assert G.std().item() / math.sqrt(len(G)) < 0.004 * LATTICE_CONSTANTS[24][1]
 
 
+@pytest.mark.parametrize("step", [0.02, 0.3, 1.0, 4.0, 15.0])
+@pytest.mark.parametrize("name", SOURCES)
+def test_uniform_threshold_against_closed_forms(name, step):
+    make, cells, _ = SOURCES[name]
+    q = uniform_threshold(make(), step)
+    t = step * (np.arange(-2000, 2000) + 0.5)
+    mass, first = cells(t)
+    used = mass > 1e-30
+    assert q.entropy.item() == pytest.approx(-(mass[used] * np.log2(mass[used])).sum(), abs=1e-9)
+    assert q.distortion.item() == pytest.approx(1 - (first[used] ** 2 / mass[used]).sum(), abs=1e-9)
+    assert q.probabilities.sum().item() == pytest.approx(1, abs=1e-12)
+    assert len(q.levels) == len(q.thresholds) + 1 and (q.levels.diff() > 0).all() and (q.thresholds.diff() > 0).all()
+    assert (q.levels[1:] >= q.thresholds).all() and (q.levels[:-1] <= q.thresholds).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_entropy_coding_of_random_mixtures(seed):
+    density, breaks = mixture(seed)
+    source = scalar_source(density, breaks=breaks)
+    for rate in (0.2, 1.5):
+        q = uniform_threshold(source, step_from_rate(source, rate))
+        assert q.entropy.item() == pytest.approx(rate, rel=1e-9)
+        d = q.distortion.item()
+        again = uniform_threshold(source, step_from_distortion(source, d))
+        assert again.distortion.item() == pytest.approx(d, rel=1e-9)
+        slope = 1 / (2 * math.log(2) * d)
+        best = entropy_constrained(source, slope)
+        start = uniform_threshold(source, math.sqrt(6 / (math.log(2) * slope)))
+        cost = lambda q: (q.distortion + q.entropy / slope).item()
+        assert cost(best) <= cost(start) * (1 + 1e-12)
+        mass, mean, _ = source.cells(best.thresholds)
+        torch.testing.assert_close(best.levels, mean, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("variance", [1e-8, 5.0])
+def test_entropy_coding_scales(variance):
+    one, other = gaussian_source(), gaussian_source(variance)
+    a, b = uniform_threshold(one, 0.7), uniform_threshold(other, 0.7 * math.sqrt(variance))
+    assert b.entropy.item() == pytest.approx(a.entropy.item(), rel=1e-10)
+    assert b.distortion.item() == pytest.approx(variance * a.distortion.item(), rel=1e-10)
+    assert step_from_rate(other, 2.0) == pytest.approx(step_from_rate(one, 2.0) * math.sqrt(variance), rel=1e-9)
+    c, d = entropy_constrained(one, 3.0), entropy_constrained(other, 3.0 / variance)
+    assert d.entropy.item() == pytest.approx(c.entropy.item(), rel=1e-6)
+
+
+def test_never_below_the_limit():
+    source = gaussian_source()
+    for step in np.geomspace(0.01, 12, 25):
+        q = uniform_threshold(source, float(step))
+        above = q.entropy.item() - gaussian_rate(q.distortion).item()
+        assert -1e-9 <= above < 0.5 * math.log2(math.pi * math.e / 6) + 1e-9
+    g = torch.Generator().manual_seed(0)
+    variances = torch.cat([torch.randn(6, generator=g, dtype=torch.float64).exp(), torch.zeros(2, dtype=torch.float64)])
+    for rate in (0.5, 6.0, 30.0):
+        code = transform_coding_from_rate(variances, rate)
+        assert code.total_rate.item() == pytest.approx(rate, rel=1e-9)
+        assert code.distortion > water_filling(variances, rate).distortion
+        assert (code.rates[6:] == 0).all() and (code.distortions[6:] == 0).all()
+        assert (code.distortions <= variances + 1e-15).all()
+    order = torch.randperm(8, generator=g)
+    assert torch.equal(transform_coding(variances[order], 0.5).rates, transform_coding(variances, 0.5).rates[order])
+
+
 @pytest.mark.parametrize("call, error, message", [
     (lambda: gaussian_source(0.0), ValueError, "variance must be positive, got 0"),
     (lambda: laplace_source(-2.0), ValueError, "variance must be positive, got -2"),
@@ -226,7 +297,7 @@ def test_leech_lattice_constant():
     (lambda: lloyd_max(gaussian_source(), -3), ValueError, "levels must be positive, got -3"),
     (lambda: lloyd_max(gaussian_source(), 3.0), TypeError, "levels must be an integer, got float"),
     (lambda: lloyd_max(gaussian_source(), True), TypeError, "levels must be"),
-    (lambda: scalar_source(lambda x: x * math.nan, 0, 1), ValueError, "density must be finite and not negative, got nan"),
+    (lambda: scalar_source(lambda x: x * math.nan, 0, 1), ValueError, "density must be finite and not .*, got nan"),
     (lambda: scalar_source(lambda x: x - 0.5, 0, 1), ValueError, "density must be finite and not negative, got -"),
     (lambda: scalar_source(lambda x: x, 0, 1), ValueError, "density must integrate to 1, got 0.5"),
     (lambda: scalar_source(lambda x: x, 1, 0), ValueError, "low must be below high"),
@@ -234,6 +305,15 @@ def test_leech_lattice_constant():
     (lambda: scalar_source(lambda x: x * 2, 0, 1, breaks=[2.0]), ValueError, "breaks must lie between low and high"),
     (lambda: scalar_source(lambda x: 1.0, 0, 1), ValueError, "density must return shape"),
     (lambda: scalar_source(lambda x: 1 / (math.pi * (1 + x**2))), ValueError, "density must have a finite variance"),
+    (lambda: uniform_threshold(gaussian_source(), -1.0), ValueError, "step must be positive, got -1"),
+    (lambda: uniform_threshold(gaussian_source(), 1e-7), ValueError, "step must give at most a million cells"),
+    (lambda: step_from_rate(gaussian_source(), -1.0), ValueError, "rate must be positive, got -1"),
+    (lambda: step_from_distortion(gaussian_source(), 1.0), ValueError, "distortion must be below the variance 1"),
+    (lambda: entropy_constrained(gaussian_source(), math.nan), ValueError, "slope must be positive, got nan"),
+    (lambda: entropy_constrained(gaussian_source(), 9.0, max_iterations=1), RuntimeError, "raise either of the two"),
+    (lambda: transform_coding([[1.0]], 1.0), ValueError, "variances must have shape"),
+    (lambda: transform_coding([1.0, -1.0], 1.0), ValueError, "variances must not be negative"),
+    (lambda: transform_coding_from_rate([0.0], 1.0), ValueError, "variances must not all be 0"),
     (lambda: panter_dite(gaussian_source(), 0.5), ValueError, "levels must be at least 1, got 0.5"),
     (lambda: panter_dite(gaussian_source(), math.nan), ValueError, "levels holds 1 NaN"),
     (lambda: zador_distortion(-4, [1.0]), ValueError, "codebook_size must not be negative"),

@@ -35,6 +35,12 @@ def page(path: Path) -> str:
     return path.with_name(re.sub(r"^\d+[a-zA-Z0-9]*_", "", path.name)).with_suffix(".html").as_posix()
 
 
+def crowded_heads() -> list[Path]:
+    "Notebooks whose first cell holds more than title and description: nbdev would drop the rest from the page."
+    first = {path: "".join(json.loads((NBS / path).read_text())["cells"][0]["source"]) for path in notebooks()}
+    return [path for path, text in first.items() if any(line and line[:2] not in ("# ", "> ") for line in text.splitlines())]
+
+
 def repeated(names: dict[Path, str]) -> list[tuple[str, str]]:
     "Names that several notebooks share, with those notebooks."
     users = defaultdict(list)
@@ -73,6 +79,7 @@ def problems() -> list[str]:
         *(f"the page {name} comes from several notebooks: {users}" for name, users in repeated({path: page(path) for path in paths})),
         *(f"_quarto.yml does not list the page {name}" for name in sorted(pages - listed)),
         *(f"_quarto.yml lists {name}, which has no notebook" for name in sorted(listed - pages)),
+        *(f"{path} begins with a cell that holds more than title and description: move the rest to the next cell" for path in crowded_heads()),
         *(f"{path} cites {key}, which references.bib lacks" for key, path in missing_references()),
         *differences(NBS / "index.ipynb", ROOT),
     ]

@@ -196,7 +196,9 @@ def run_named_study(
     table = study.summarize(finished) if study.summarize else finished
     with atomic_path(folder / "table.csv") as temporary: table.to_csv(temporary, index=False)
     if study.draw:
-        with atomic_path(folder / "figure.png") as temporary: study.draw(finished).savefig(temporary, dpi=150)
+        figure = study.draw(finished)
+        with atomic_path(folder / "figure.png") as temporary: figure.savefig(temporary, dpi=150)
+        plt.close(figure)
     _print_table(table)
     print(f"rows, table and figure in {folder}")
     _failures(rows)

@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import io
 import json
+import pickle
 import pkgutil
 import platform
 import re
@@ -21,10 +22,10 @@ import sys
 import sysconfig
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cache, cached_property, lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path, PurePath
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
@@ -34,14 +35,32 @@ import joblib
 import numpy as np
 import pandas as pd
 import torch
+from joblib.externals.loky import get_reusable_executor
 from matplotlib.figure import Figure
-from scipy.stats import t as student
+from scipy.special import stdtrit
 from tqdm.auto import tqdm
 
 import vqvae
 from ..core import atomic_path
 
 # %% ../../nbs/experiments/00_study.ipynb #cell-005
+@cache
+def _versions() -> dict[str, str]:
+    "What a result depends on besides this package's code."
+    libraries = {name: version(name) for name in ("torch", "numpy", "scikit-learn")}
+    return {"vqvae": vqvae.__version__, "python": platform.python_version(), **libraries}
+
+
+def _check_grid(grid: Sequence[dict[str, Any]]) -> None:
+    "Raise `TypeError` or `ValueError` for a configuration that cannot be stored."
+    for configuration in grid:
+        if taken := configuration.keys() & {"seed", "seconds", "error", *_versions()}:
+            raise ValueError(f"grid must not name {', '.join(sorted(taken))}: these columns are the engine's")
+        try: json.dumps(configuration)
+        except TypeError as error:
+            raise TypeError(f"grid must hold plain values, got {configuration}: {error}") from None
+
+# %% ../../nbs/experiments/00_study.ipynb #cell-006
 @dataclass(frozen=True)
 class Study:
     "A question that is answered by measuring every configuration with every seed."
@@ -53,15 +72,24 @@ class Study:
     summarize: Callable[[pd.DataFrame], pd.DataFrame] | None = None  # rows -> the table that answers
     draw: Callable[[pd.DataFrame], Figure] | None = None  # rows -> the figure that answers
 
+    def __post_init__(self):
+        if not re.fullmatch(r"[\w-]+", self.name):
+            raise ValueError(f"name must be letters, digits, hyphens, got {self.name!r}")
+        for name, values in {"grid": self.grid, "seeds": self.seeds}.items():
+            if not isinstance(values, Sequence): raise TypeError(f"{name} must be a list, got {type(values).__name__}")
+            if not values: raise ValueError(f"{name} must hold something, got {values!r}")
+        _check_grid(self.grid)
+
     def jobs(self) -> list[dict[str, Any]]:
-        "Every configuration with every seed."
-        return [{**configuration, "seed": seed} for seed in self.seeds for configuration in self.grid]
+        "Every configuration with every seed, each once."
+        jobs = [{**configuration, "seed": seed} for seed in self.seeds for configuration in self.grid]
+        return list({json.dumps(job, sort_keys=True): job for job in jobs}.values())
 
     def columns(self) -> list[str]:
         "Names that occur in the grid, in order of appearance."
         return list(dict.fromkeys(name for configuration in self.grid for name in configuration))
 
-# %% ../../nbs/experiments/00_study.ipynb #cell-007
+# %% ../../nbs/experiments/00_study.ipynb #cell-008
 def _is_installed(
     module: str,  # name, dotted or not
 ) -> bool:  # also for names that nothing can be found under
@@ -76,7 +104,7 @@ def _is_installed(
 def _installed_parts(path: Path) -> bool:
     return bool({"site-packages", "dist-packages"} & {*path.parts}) or path.is_relative_to(sysconfig.get_path("stdlib"))
 
-# %% ../../nbs/experiments/00_study.ipynb #cell-010
+# %% ../../nbs/experiments/00_study.ipynb #cell-011
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...), range, PurePath, re.Pattern,
           np.generic, np.dtype, torch.dtype, torch.device)  # their repr says everything
 _PARTS = {property: ("fget", "fset", "fdel"), cached_property: ("func",), staticmethod: ("__func__",),
@@ -115,7 +143,7 @@ class _Reach:
         if self.numbers.setdefault(id(value), len(self.found)) == len(self.found): self.found.append(value)
         return f"#{self.numbers[id(value)]}"
 
-# %% ../../nbs/experiments/00_study.ipynb #cell-011
+# %% ../../nbs/experiments/00_study.ipynb #cell-012
 def _text(reach: _Reach, value: Any) -> str:
     "A value, or its number."
     text = partial(_text, reach)
@@ -135,7 +163,7 @@ def _text(reach: _Reach, value: Any) -> str:
     if isinstance(value, (list, set, dict)) or reach.follows(kind.__module__): return reach.number(value)
     return f"{type(value).__name__} {_label(value)}"
 
-# %% ../../nbs/experiments/00_study.ipynb #cell-013
+# %% ../../nbs/experiments/00_study.ipynb #cell-014
 def _behind(reach: _Reach, value: Any, names: Iterable[str]) -> Iterator[Any]:
     "A value that code names; for a followed module, what the code can mean by an attribute of it."
     seen, todo = set(), [value]
@@ -168,7 +196,7 @@ def _code(reach: _Reach, code: CodeType, scope: dict[str, Any]) -> Iterator[str]
         for value in _behind(reach, used, code.co_names): yield _text(reach, value)
         loaded.append(step.argval)
 
-# %% ../../nbs/experiments/00_study.ipynb #cell-014
+# %% ../../nbs/experiments/00_study.ipynb #cell-015
 def _describe(reach: _Reach, value: Any) -> Iterator[str]:
     "What is written down under a number."
     if isinstance(value, FunctionType):
@@ -187,16 +215,20 @@ def _describe(reach: _Reach, value: Any) -> Iterator[str]:
         for member in value if isinstance(value, list) else sorted(value, key=_label): yield _text(reach, member)
     else: yield f"{_text(reach, type(value))} {_text(reach, getattr(value, '__dict__', None))}"
 
-# %% ../../nbs/experiments/00_study.ipynb #cell-015
+# %% ../../nbs/experiments/00_study.ipynb #cell-016
+def _walk(reach: _Reach, function: Callable) -> str:
+    "Hash of everything that is reached from a function."
+    digest = hashlib.sha256(_text(reach, function).encode())
+    for value in reach.found:  # which grows meanwhile
+        for line in _describe(reach, value): digest.update(f"{line}\n".encode())
+    return digest.hexdigest()[:16]
+
+
 def code_fingerprint(
     function: Callable,  # usually a study's `measure`
 ) -> str:  # 16 hexadecimal digits, the same in every process of one Python version
     "Hash of the code and the constants that a function reaches outside of installed packages."
-    reach, digest = _Reach(_home(function)), hashlib.sha256()
-    digest.update(_text(reach, function).encode())
-    for value in reach.found:  # which grows meanwhile
-        for line in _describe(reach, value): digest.update(f"{line}\n".encode())
-    return digest.hexdigest()[:16]
+    return _walk(_Reach(_home(function)), function)
 
 
 def row_key(
@@ -206,25 +238,23 @@ def row_key(
     "Name of a row by content: the same configuration under the same code has the same key."
     return hashlib.sha256(json.dumps([configuration, code], sort_keys=True).encode()).hexdigest()[:32]
 
-# %% ../../nbs/experiments/00_study.ipynb #cell-020
-@cache
-def _versions() -> dict[str, str]:
-    "What a result depends on besides this package's code."
-    libraries = {name: version(name) for name in ("torch", "numpy", "scikit-learn")}
-    return {"vqvae": vqvae.__version__, "python": platform.python_version(), **libraries}
-
-
+# %% ../../nbs/experiments/00_study.ipynb #cell-021
 class Results:
     "Rows of a study in an SQLite file."
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._connect() as base, base:
+        with self._connect() as base:
             base.execute("CREATE TABLE IF NOT EXISTS measured (key TEXT PRIMARY KEY, configuration TEXT, result TEXT, "
                          "error TEXT, seconds REAL, versions TEXT)")
 
-    def _connect(self): return closing(sqlite3.connect(self.path, timeout=60))
+    @contextmanager
+    def _connect(self) -> Iterator[sqlite3.Connection]:
+        "One transaction; raises `OSError` when the file is no database, or cannot be read or written."
+        try:
+            with closing(sqlite3.connect(self.path, timeout=60)) as base, base: yield base
+        except sqlite3.Error as error: raise OSError(f"{self.path} cannot be used: {error}") from error
 
     def store(
         self,
@@ -235,10 +265,11 @@ class Results:
         seconds: float,  # how long it took
         versions: dict[str, str],  # of what ran
     ) -> None:
-        "Keep one row, at once and whole."
+        "Keep one row, at once and whole; it takes the place of a failed one, never of a finished one."
         row = (key, json.dumps(configuration), json.dumps(result), error, seconds, json.dumps(versions))
-        with self._connect() as base, base:
-            base.execute("INSERT OR REPLACE INTO measured VALUES (?, ?, ?, ?, ?, ?)", row)
+        with self._connect() as base:
+            base.execute("DELETE FROM measured WHERE key = ? AND error IS NOT NULL", (key,))
+            base.execute("INSERT OR IGNORE INTO measured VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def finished(self) -> set[str]:
         "Keys of rows that hold a result."
@@ -256,34 +287,113 @@ class Results:
 
 def _row(configuration: str, result: str, error: str | None, seconds: float, versions: str) -> dict[str, Any]:
     "One row of a table from one row of the file."
-    values = json.loads(configuration) | (json.loads(result) or {})
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in json.loads(configuration).items()}
+    values |= json.loads(result) or {}
     return {**values, "seconds": seconds, "error": error, **json.loads(versions)}
 
-# %% ../../nbs/experiments/00_study.ipynb #cell-022
-def _run_row(measure: Callable, configuration: dict) -> tuple[dict | None, str | None, float]:
-    "Result, error and seconds of one call; errors are returned, not raised."
-    threads, start = torch.get_num_threads(), time.perf_counter()
-    torch.set_num_threads(1)
-    try: return {k: float(v) for k, v in measure(**configuration).items()}, None, time.perf_counter() - start
-    except Exception: return None, traceback.format_exc(), time.perf_counter() - start
-    finally: torch.set_num_threads(threads)
-
-
-def _run_keyed(measure: Callable, key: str, configuration: dict) -> tuple:
-    return key, configuration, *_run_row(measure, configuration), _versions()
-
-
-@contextmanager
-def _workers(jobs: int, scheduler: str | None) -> Iterator[joblib.Parallel]:
-    "Processes here, or those of a cluster."
-    options = {"return_as": "generator_unordered", "batch_size": 1}
-    if scheduler is None: yield joblib.Parallel(n_jobs=jobs, **options)
-    else:
-        try: from distributed import Client
-        except ImportError: raise RuntimeError("a scheduler needs distributed: pip install 'vqvae[cluster]'") from None
-        with Client(scheduler), joblib.parallel_config(backend="dask"): yield joblib.Parallel(**options)
-
 # %% ../../nbs/experiments/00_study.ipynb #cell-023
+def _numbers(result: Any, configuration: dict) -> dict[str, float]:
+    "What `measure` returned, as floats; raises `TypeError` or `ValueError` when it is anything but new named numbers."
+    if not isinstance(result, Mapping): raise TypeError(f"measure must return a dict, got {type(result).__name__}")
+    if taken := {*map(str, result)} & {*configuration, "seconds", "error", *_versions()}:
+        raise ValueError(f"measure must return new names, got {', '.join(sorted(taken))}, which the row has already")
+    numbers = {}
+    for name, value in result.items():
+        try: numbers[str(name)] = float("text" if isinstance(value, (str, bytes)) else value)
+        except (TypeError, ValueError, RuntimeError):  # the last is what PyTorch raises
+            raise TypeError(f"measure must return numbers, got {name} = {value!r}") from None
+    return numbers
+
+
+def _run_row(measure: Callable, key: str, configuration: dict) -> tuple:
+    "One call as a row for `Results.store`; errors are returned, not raised."
+    threads, start, result, error = torch.get_num_threads(), time.perf_counter(), None, None
+    torch.set_num_threads(1)
+    try: result = _numbers(measure(**configuration), configuration)
+    except Exception: error = traceback.format_exc()
+    finally: torch.set_num_threads(threads)
+    return key, configuration, result, error, time.perf_counter() - start, _versions()
+
+# %% ../../nbs/experiments/00_study.ipynb #cell-026
+def _rows_here(measure: Callable, missing: dict[str, dict], jobs: int) -> Iterator[tuple]:
+    "Rows as they are finished by processes on this machine."
+    calls = (joblib.delayed(_run_row)(measure, *item) for item in missing.items())
+    try: yield from joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)(calls)
+    finally:
+        if jobs != 1: get_reusable_executor().shutdown()
+
+# %% ../../nbs/experiments/00_study.ipynb #cell-028
+def _cached(function: Callable, parameters: dict) -> Callable: return lru_cache(**parameters)(function)
+
+
+def _dumps(value: Any, packages: Iterable[str]) -> bytes:
+    "Pickle, and by value whatever is reached in these packages; raises `TypeError` for what cannot be pickled."
+    import cloudpickle  # which distributed brings
+
+    def reduce(cached: Any) -> str | tuple:
+        if cached.__module__.partition(".")[0] not in {"__main__", *packages}: return cached.__qualname__
+        return _cached, (cached.__wrapped__, cached.cache_parameters())
+
+    class Pickler(cloudpickle.Pickler):
+        dispatch_table = cloudpickle.Pickler.dispatch_table.new_child({type(cache(len)): reduce})
+
+    file, modules = io.BytesIO(), [sys.modules[package] for package in packages]
+    for module in modules: cloudpickle.register_pickle_by_value(module)
+    try: Pickler(file).dump(value)
+    except Exception as error: raise TypeError(f"measure cannot be sent to a cluster: {error}") from error
+    finally:
+        for module in modules: cloudpickle.unregister_pickle_by_value(module)
+    return file.getvalue()
+
+# %% ../../nbs/experiments/00_study.ipynb #cell-029
+def _ours(found: Iterable[Any]) -> tuple:
+    "What is found in this package under a name of its own."
+    names = {(value.__module__, value.__qualname__) for value in found if isinstance(value, (type, FunctionType))}
+    ours = [(module, name) for module, name in sorted(names) if module.startswith("vqvae.") and name.isidentifier()]
+    return tuple(getattr(sys.modules[module], name) for module, name in ours)
+
+
+def _pack(function: Callable) -> tuple[bytes, str]:  # pickled; fingerprint of what is left to be found by name
+    "A function to be sent to a machine that has this package and not the function's own modules."
+    reach = _Reach(_home(function))
+    _walk(reach, function)
+    own = {package for package, entered in reach.followed.items() if entered and package in sys.modules}
+    ours = _ours(reach.found)
+    return _dumps((function, ours), own - {"vqvae", "__main__"}), _walk(_Reach("vqvae"), ours)
+
+
+@cache
+def _unpack(packed: bytes, code: str) -> Callable:
+    "The function that was packed; raises `RuntimeError` if what it uses of this package is other code here."
+    function, ours = pickle.loads(packed)
+    if _walk(_Reach("vqvae"), ours) != code:
+        raise RuntimeError(f"{platform.node()} has another vqvae than the machine that the study was started on")
+    return function
+
+
+def _run_packed(packed: tuple[bytes, str], key: str, configuration: dict) -> tuple:
+    "As `_run_row`, on a worker."
+    def measure(**configuration): return _unpack(*packed)(**configuration)
+    return _run_row(measure, key, configuration)
+
+# %% ../../nbs/experiments/00_study.ipynb #cell-031
+def _rows_there(measure: Callable, missing: dict[str, dict], scheduler: str) -> Iterator[tuple]:
+    "Rows as they are finished by the workers of a cluster; raises `OSError` when the scheduler is not there."
+    try: from distributed import Client, as_completed
+    except ImportError: raise RuntimeError("a scheduler needs distributed: pip install 'vqvae[cluster]'") from None
+    packed = _pack(measure)
+    with Client(scheduler, timeout=5) as client:
+        if not client.ncores(): tqdm.write(f"{scheduler} has no workers: waiting for the first", file=sys.stderr)
+        futures = client.map(_run_packed, [packed] * len(missing), *zip(*missing.items()), pure=False)
+        rows = dict(zip(futures, missing.items()))
+        for future in as_completed(rows):
+            if future.cancelled():
+                raise ConnectionError(f"lost {scheduler}: finished rows are kept, the same command continues")
+            error = future.exception()  # that no worker could do it; what `measure` raises is in the row
+            if error is None: yield future.result()
+            else: yield *rows[future], None, f"{type(error).__name__}: {error}", 0.0, _versions()
+
+# %% ../../nbs/experiments/00_study.ipynb #cell-032
 def _keyed(study: Study) -> dict[str, dict]:
     "Every job of a study under its key."
     code = code_fingerprint(study.measure)
@@ -300,10 +410,12 @@ def run_study(
     "Measure what is missing and return all rows. Interrupted runs continue; failed rows do not stop the others."
     results, keyed = Results(Path(folder) / study.name / "results.sqlite"), _keyed(study)
     done = results.finished() & keyed.keys()
-    call = joblib.delayed(_run_keyed)
+    missing = {key: configuration for key, configuration in keyed.items() if key not in done}
     bar = tqdm(total=len(keyed), initial=len(done), desc=study.name, disable=not progress)
-    with _workers(jobs, scheduler) as workers, bar:
-        for row in workers(call(study.measure, key, keyed[key]) for key in keyed if key not in done):
+    here = not (scheduler and missing)
+    rows = _rows_here(study.measure, missing, jobs) if here else _rows_there(study.measure, missing, scheduler)
+    with bar, closing(rows):
+        for row in rows:
             results.store(*row)
             bar.update()
     return results.frame(keyed)
@@ -318,14 +430,14 @@ def stored_rows(
     if not path.exists(): return pd.DataFrame(columns=["seconds", "error", *_versions()])
     return Results(path).frame(_keyed(study))
 
-# %% ../../nbs/experiments/00_study.ipynb #cell-029
+# %% ../../nbs/experiments/00_study.ipynb #cell-038
 def mean_interval(
     values: Iterable[float],  # one number per seed
 ) -> tuple[float, float]:  # mean, half-width of the 95 % interval (NaN for a single value)
     "Mean and half-width of Student's 95 % confidence interval."
     values = np.asarray(list(values), dtype=float)
     if len(values) < 2: return float(values.mean()), float("nan")
-    return float(values.mean()), float(student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return float(values.mean()), float(stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values)))
 
 
 def summarize_rows(
@@ -336,13 +448,13 @@ def summarize_rows(
     "Mean and 95 % interval over the seeds of each configuration; failed rows are left out."
     table = []
     finished = rows[rows.error.isna()] if "error" in rows else rows
-    for configuration, group in finished.groupby(by, sort=False, dropna=False):
+    for configuration, group in finished.groupby(by, sort=False, dropna=False) if by else [((), finished)]:
         summary = dict(zip(by, configuration))
         for name in values: summary[name], summary[f"± {name}"] = mean_interval(group[name])
         table.append({**summary, "seeds": len(group)})
     return pd.DataFrame(table)
 
-# %% ../../nbs/experiments/00_study.ipynb #cell-032
+# %% ../../nbs/experiments/00_study.ipynb #cell-041
 def _to_csv(rows: pd.DataFrame) -> str:
     return rows.map(lambda value: float(f"{value:.6g}") if isinstance(value, float) else value).to_csv(index=False)
 
@@ -363,19 +475,19 @@ def save_rows(
                **{name: values[0] for name, values in made.items() if len(values) == 1}}
     rows = rows.drop(columns=["seconds", "error", *heading], errors="ignore")
     lines = [f"# {key}: {value}\n" for key, value in heading.items()]
-    with atomic_path(path) as temporary: temporary.write_text("".join(lines) + _to_csv(rows))
+    with atomic_path(path) as temporary: temporary.write_text("".join(lines) + _to_csv(rows), "utf-8")
 
 
 def load_rows(
     path: str | Path,  # a file that `save_rows` wrote
 ) -> pd.DataFrame:  # the rows; the heading is in `attrs`
     "Read stored rows."
-    heading, text = re.fullmatch(r"((?:# [^\n]*\n)*)(.*)", Path(path).read_text(), re.DOTALL).groups()
+    heading, text = re.fullmatch(r"((?:# [^\n]*\n)*)(.*)", Path(path).read_text("utf-8"), re.DOTALL).groups()
     rows = _from_csv(text)
     rows.attrs = dict(line[2:].split(": ", 1) for line in heading.splitlines())
     return rows
 
-# %% ../../nbs/experiments/00_study.ipynb #cell-035
+# %% ../../nbs/experiments/00_study.ipynb #cell-044
 def _means(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     "Mean and half-width of the interval of every configuration and result, one below the other."
     results = [name for name in rows if name not in (*by, "seed", *_versions())]
@@ -399,11 +511,11 @@ def compare_rows(
     both = both.sort_values("order", kind="stable", ignore_index=True)  # that of the committed file
     old, new = both["mean"], both["mean_new"]
     verdict = np.select([both._merge == "left_only", both._merge == "right_only", both.result.str.match("time|memory"),
-                         old.isna() & new.isna() | ((old - new).abs() <= both.half + 1e-5 * old.abs())],
+                         old.isna() & new.isna() | (old == new) | ((old - new).abs() <= both.half + 1e-5 * old.abs())],
                         ["only committed", "only measured", "not judged", "inside"], "moved")
     return both[[*by, "result"]].assign(**{"committed": old, "±": both.half, "measured": new, "verdict": verdict})
 
-# %% ../../nbs/experiments/00_study.ipynb #cell-039
+# %% ../../nbs/experiments/00_study.ipynb #cell-048
 def study_names() -> list[str]:
     "Names of the studies that come with this package."
     modules = pkgutil.iter_modules([str(Path(vqvae.__file__).parent / "experiments")])
@@ -411,12 +523,19 @@ def study_names() -> list[str]:
 
 
 def _study_file(path: Path) -> ModuleType:
-    "Import a file, so that worker processes and the modules beside it find each other."
+    "Run a file as a module, afresh; the modules beside it are found. Raises `ValueError` if it cannot be imported."
     if not path.is_file(): raise FileNotFoundError(f"there is no file {path}")
     if str(path.parent) not in sys.path: sys.path.insert(0, str(path.parent))
-    module = importlib.import_module(path.stem)
-    if Path(module.__file__ or "").resolve() != path:
-        raise ValueError(f"{path.name} has the name of another module, {path.stem}: rename the file")
+    importlib.invalidate_caches()
+    try:
+        spec = importlib.util.find_spec(path.stem)
+        if Path(spec.origin).resolve() != path: raise ValueError("another module has this name: rename the file")
+        module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+        exec(compile(path.read_bytes(), path, "exec"), vars(module))
+    except Exception as error:
+        places = [step.lineno for step in traceback.extract_tb(error.__traceback__) if step.filename == str(path)]
+        where = f"{path.name}, line {places[-1]}" if places else path.name
+        raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
     return module
 
 
