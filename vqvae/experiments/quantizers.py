@@ -212,7 +212,7 @@ def _configuration(task: str, name: str, bits: int, start: str = "k-means") -> d
 def _grid() -> list[dict]:
     "Five methods at every rate; at 8 bits all variants, other grids of FSQ, and on the Gaussian source the uniform start."
     core = ("VQ loss revival", "VQ EMA revival", "rotation VQ", "FSQ", "Gumbel")
-    rates = {"gaussian": (4, 6, 8, 10), "digits": (4, 8), "patches": (8,)}
+    rates = {"gaussian": (4, 6, 8, 10), "digits": (4, 8)}
     grid = [_configuration(task, name, bits) for task in rates for bits in rates[task] for name in core]
     grid += [_configuration(task, name, 8) for task in ("gaussian", "digits") for name in ("VQ loss", "VQ EMA")]
     grid += [_configuration("gaussian", name, 8, "uniform") for name in (*list(_RULES)[:4], "Gumbel")]
