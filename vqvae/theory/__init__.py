@@ -6,14 +6,16 @@
 __all__ = ['BlahutArimoto', 'blahut_arimoto', 'grid_source', 'squared_error', 'uniform_threshold', 'step_from_rate',
            'step_from_distortion', 'entropy_constrained', 'TransformCode', 'transform_coding',
            'transform_coding_from_rate', 'LATTICE_CONSTANTS', 'bennett_distortion', 'density_norm', 'panter_dite',
-           'sphere_bound', 'zador_bound', 'zador_distortion', 'RemoteSource', 'remote_source',
-           'linear_gaussian_eigenvalues', 'pca_source', 'noiseless_source', 'ScalarSource', 'scalar_source',
-           'gaussian_source', 'laplace_source', 'uniform_source', 'ScalarQuantizer', 'lloyd_max', 'RandomCoding',
-           'random_coding_distortion', 'BestVariance', 'best_codebook_variance', 'codebook_variance_fit',
-           'gaussian_distortion', 'gaussian_rate', 'water_level', 'WaterFilling', 'water_filling',
-           'water_level_from_distortion', 'water_filling_from_distortion', 'gaussian_entropy', 'laplace_entropy',
-           'uniform_entropy', 'differential_entropy', 'shannon_rate', 'shannon_distortion', 'mismatched_gaussian_rate',
-           'mismatched_gaussian_distortion']
+           'sphere_bound', 'zador_bound', 'zador_distortion', 'nearest_integers', 'nearest_checkerboard',
+           'nearest_hexagonal', 'nearest_e8', 'Lattice', 'integer_lattice', 'hexagonal_lattice', 'checkerboard_lattice',
+           'e8_lattice', 'measure_second_moment', 'EntropyCodedLattice', 'entropy_coded_lattice', 'RemoteSource',
+           'remote_source', 'linear_gaussian_eigenvalues', 'pca_source', 'noiseless_source', 'ScalarSource',
+           'scalar_source', 'gaussian_source', 'laplace_source', 'uniform_source', 'ScalarQuantizer', 'lloyd_max',
+           'RandomCoding', 'random_coding_distortion', 'BestVariance', 'best_codebook_variance',
+           'codebook_variance_fit', 'gaussian_distortion', 'gaussian_rate', 'water_level', 'WaterFilling',
+           'water_filling', 'water_level_from_distortion', 'water_filling_from_distortion', 'gaussian_entropy',
+           'laplace_entropy', 'uniform_entropy', 'differential_entropy', 'shannon_rate', 'shannon_distortion',
+           'mismatched_gaussian_rate', 'mismatched_gaussian_distortion']
 
 # %% ../../nbs/theory/index.ipynb #cell-002
 from .blahut_arimoto import BlahutArimoto, blahut_arimoto, grid_source, squared_error
@@ -24,6 +26,11 @@ from vqvae.theory.entropy_coded import (
 from vqvae.theory.high_resolution import (
     LATTICE_CONSTANTS, bennett_distortion, density_norm, panter_dite, sphere_bound, zador_bound,
     zador_distortion,
+)
+from vqvae.theory.lattices import (
+    nearest_integers, nearest_checkerboard, nearest_hexagonal, nearest_e8, Lattice, integer_lattice,
+    hexagonal_lattice, checkerboard_lattice, e8_lattice, measure_second_moment, EntropyCodedLattice,
+    entropy_coded_lattice,
 )
 from vqvae.theory.linear_gaussian import (
     RemoteSource, remote_source, linear_gaussian_eigenvalues, pca_source, noiseless_source,
@@ -48,12 +55,14 @@ _all_ = [
     "BlahutArimoto", "blahut_arimoto", "grid_source", "squared_error", "uniform_threshold", "step_from_rate",
     "step_from_distortion", "entropy_constrained", "TransformCode", "transform_coding",
     "transform_coding_from_rate", "LATTICE_CONSTANTS", "bennett_distortion", "density_norm", "panter_dite",
-    "sphere_bound", "zador_bound", "zador_distortion", "RemoteSource", "remote_source",
-    "linear_gaussian_eigenvalues", "pca_source", "noiseless_source", "ScalarSource", "scalar_source",
-    "gaussian_source", "laplace_source", "uniform_source", "ScalarQuantizer", "lloyd_max", "RandomCoding",
-    "random_coding_distortion", "BestVariance", "best_codebook_variance", "codebook_variance_fit",
-    "gaussian_distortion", "gaussian_rate", "water_level", "WaterFilling", "water_filling",
-    "water_level_from_distortion", "water_filling_from_distortion", "gaussian_entropy", "laplace_entropy",
-    "uniform_entropy", "differential_entropy", "shannon_rate", "shannon_distortion", "mismatched_gaussian_rate",
-    "mismatched_gaussian_distortion",
+    "sphere_bound", "zador_bound", "zador_distortion", "nearest_integers", "nearest_checkerboard",
+    "nearest_hexagonal", "nearest_e8", "Lattice", "integer_lattice", "hexagonal_lattice",
+    "checkerboard_lattice", "e8_lattice", "measure_second_moment", "EntropyCodedLattice",
+    "entropy_coded_lattice", "RemoteSource", "remote_source", "linear_gaussian_eigenvalues", "pca_source",
+    "noiseless_source", "ScalarSource", "scalar_source", "gaussian_source", "laplace_source", "uniform_source",
+    "ScalarQuantizer", "lloyd_max", "RandomCoding", "random_coding_distortion", "BestVariance",
+    "best_codebook_variance", "codebook_variance_fit", "gaussian_distortion", "gaussian_rate", "water_level",
+    "WaterFilling", "water_filling", "water_level_from_distortion", "water_filling_from_distortion",
+    "gaussian_entropy", "laplace_entropy", "uniform_entropy", "differential_entropy", "shannon_rate",
+    "shannon_distortion", "mismatched_gaussian_rate", "mismatched_gaussian_distortion",
 ]
