@@ -30,7 +30,7 @@ from ..encoders.conv import ConvEncoder
 from ..encoders.pca import PCAEncoder
 from ..evaluation.metrics import entropy_bits
 from ..evaluation.style import LIMIT, PALETTE
-from .study import Study, mean_interval, summarize_rows
+from .study import Study, summarize_rows
 from ..initialization.data import kmeans_init
 from ..models.vqvae import VQVAE
 from ..quantizers.base import BaseQuantizer
@@ -279,8 +279,8 @@ def draw(
         for ax, rate in zip(pair, ("nominal", "coded")):
             for name, (color, marker) in _STYLES.items():
                 line = part[part.quantizer == name].sort_values("bits")
-                ax.errorbar(line[f"{rate}_bits"], line.distortion, line["± distortion"], color=color, marker=marker, ms=5,
-                            capsize=2, label=name)
+                ax.errorbar(line[f"{rate}_bits"], line.distortion, line["± distortion"], color=color, marker=marker,
+                            ms=5, capsize=2, label=name)
             if task == "gaussian": _draw_limit(ax)
             ax.set(yscale="log", xlabel=f"{rate} rate, bits per sample", title=f"{task}: {rate} rate")
         pair[0].set_ylabel("distortion per dimension")
