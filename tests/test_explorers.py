@@ -10,7 +10,6 @@ from scipy.stats import norm
 
 pytest.importorskip("anywidget", reason="explorers need anywidget: pip install -e '.[lab]'")
 
-from browser import chromium  # noqa: F401 (a fixture)
 from vqvae.explorers import (CodebookExplorer, FSQExplorer, GradientExplorer, GumbelExplorer, WaterFillingExplorer,
                              explorer_source)
 from vqvae.evaluation.metrics import CodebookMetrics
@@ -27,7 +26,7 @@ SEEDS = range(8)
 
 
 @pytest.fixture(scope="module")
-def call(chromium):  # noqa: F811
+def call(chromium):
     "Call an exported function of an explorer's module in the browser: call(module, function, *arguments)."
     page = chromium.new_page()
     page.set_content("<p>")

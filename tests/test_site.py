@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from browser import chromium, missing  # noqa: F401 (a fixture)
+from browser import missing
 from bs4 import BeautifulSoup
 
 SITE = Path(os.environ.get("VQVAE_SITE", Path(__file__).parent.parent / "_docs")).resolve()
@@ -59,7 +59,7 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def watched(chromium, address):  # noqa: F811
+def watched(chromium, address):
     with Watched(chromium, address) as watched: yield watched
 
 
@@ -149,7 +149,7 @@ def operate(page, slider, handle) -> None:
 @pytest.mark.parametrize("options", [{"viewport": {"width": 1280, "height": 900}},
                                      {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "reduced_motion": "reduce"}],
                          ids=["wide", "narrow and dark"])
-def test_explorer(chromium, address, name, options):  # noqa: F811
+def test_explorer(chromium, address, name, options):
     with Watched(chromium, address, **options) as watched:
         page = watched.open(f"explorers/{name}.html")
         operate(page, *EXPLORERS[name])
@@ -157,7 +157,7 @@ def test_explorer(chromium, address, name, options):  # noqa: F811
         assert watched.problems == []
 
 
-def test_explorer_by_touch(chromium, address):  # noqa: F811
+def test_explorer_by_touch(chromium, address):
     with Watched(chromium, address, viewport={"width": 390, "height": 844}, has_touch=True) as watched:
         page = watched.open("explorers/waterfilling.html")
         dot, before = page.get_by_role("slider", name="Variance of component 2", exact=True), read(page, "Distortion D")
@@ -170,7 +170,7 @@ def test_explorer_by_touch(chromium, address):  # noqa: F811
         page.wait_for_function("v => document.querySelector('.vq-readout output[name=\"Distortion D\"]').textContent !== v", arg=before)
 
 
-def test_from_disk(chromium):  # noqa: F811
+def test_from_disk(chromium):
     "The site opened from disk, without a server: pages and explorers work; the search says what to do."
     with Watched(chromium, "file://") as watched:
         watched.page.goto((SITE / "index.html").as_uri())
@@ -183,7 +183,7 @@ def test_from_disk(chromium):  # noqa: F811
 
 
 @pytest.mark.skipif(PAGES != [] and not OURS, reason="Quarto has a search and a switch of its own")
-def test_search_theme_and_menu(chromium, address):  # noqa: F811
+def test_search_theme_and_menu(chromium, address):
     with Watched(chromium, address, viewport={"width": 390, "height": 844}) as watched:
         page = watched.open("theory/rate_distortion.html")
         page.get_by_role("searchbox").fill("water-filling")

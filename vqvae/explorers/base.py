@@ -26,19 +26,23 @@ def explorer_source(
     return "\n".join((folder / f"{part}.js").read_text(encoding="utf-8") for part in ("shared", name))
 
 # %% ../../nbs/explorers/00_base.ipynb #cell-008
+def _plain(value: Any) -> Any:  # an array where it was a tensor
+    "Take a tensor out of PyTorch."
+    return value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+
+
 class Array(traitlets.TraitType):
     "A float64 array of fixed number of axes, shared with JavaScript as nested lists."
     info_text = "a finite numeric array"
 
     def __init__(self, default: Any, axes: int, **kwargs: Any):
         self.axes = axes
-        super().__init__(np.array(default, dtype=float), **kwargs)
+        super().__init__(np.array(_plain(default), dtype=float), **kwargs)
         self.tag(sync=True, to_json=lambda value, _: np.round(value, 12).tolist(), from_json=lambda value, _: value)
 
     def validate(self, obj: Any, value: Any) -> np.ndarray:
         "The value as an array; raises `TraitError` when it is none, holds NaN or has another number of axes."
-        if isinstance(value, Tensor): value = value.detach().cpu().numpy()
-        try: array = np.array(value, dtype=float)
+        try: array = np.array(_plain(value), dtype=float)
         except (TypeError, ValueError) as error: raise traitlets.TraitError(f"{self.name} must be {self.info_text}: {error}") from None
         if array.ndim != self.axes or array.size == 0:
             raise traitlets.TraitError(f"{self.name} must have {self.axes} axes and not be empty, got shape {array.shape}")
