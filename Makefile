@@ -50,7 +50,8 @@ bench: .venv/core.stamp ## speed and memory of search and of a training step
 
 notebooks: .venv/dev.stamp ## run every notebook again and store its outputs
 	$(BIN)/nbdev_export
-	OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore VQVAE_STATIC=1 $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace $(NOTEBOOKS)
+	OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore VQVAE_STATIC=1 $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace \
+	  --ExecutePreprocessor.store_widget_state=False $(NOTEBOOKS)
 	$(BIN)/nbdev_clean
 
 readme: .venv/dev.stamp ## README.md from nbs/index.ipynb

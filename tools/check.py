@@ -41,6 +41,11 @@ def crowded_heads() -> list[Path]:
     return [path for path, text in first.items() if any(line and line[:2] not in ("# ", "> ") for line in text.splitlines())]
 
 
+def widget_states() -> list[Path]:
+    "Notebooks that store the state of widgets, with model ids that change at every run."
+    return [path for path in notebooks() if "widgets" in json.loads((NBS / path).read_text())["metadata"]]
+
+
 def repeated(names: dict[Path, str]) -> list[tuple[str, str]]:
     "Names that several notebooks share, with those notebooks."
     users = defaultdict(list)
@@ -79,6 +84,7 @@ def problems() -> list[str]:
         *(f"the page {name} comes from several notebooks: {users}" for name, users in repeated({path: page(path) for path in paths})),
         *(f"_quarto.yml does not list the page {name}" for name in sorted(pages - listed)),
         *(f"_quarto.yml lists {name}, which has no notebook" for name in sorted(listed - pages)),
+        *(f"{path} stores the state of widgets: run `make notebooks`" for path in widget_states()),
         *(f"{path} begins with a cell that holds more than title and description: move the rest to the next cell" for path in crowded_heads()),
         *(f"{path} cites {key}, which references.bib lacks" for key, path in missing_references()),
         *differences(NBS / "index.ipynb", ROOT),
