@@ -55,7 +55,7 @@ def commitment_loss(
     q: Tensor,  # their codewords, same shape
     mask: Tensor | None = None,  # bool, (B, *grid)
 ) -> Tensor:  # scalar, squared error per element
-    "Pull the encoder towards the codewords: $\\|z - \\mathrm{sg}[q]\\|^2$, no gradient to the codebook [@vandenoord2017neural]."
+    "Pull the encoder towards the codewords: $\\lVert z - \\mathrm{sg}[q]\\rVert^2$, no gradient to the codebook [@vandenoord2017neural]."
     return masked_mean((z - q.detach()).square(), mask)
 
 # %% ../../nbs/quantizers/00_base.ipynb #cell-011
