@@ -17,7 +17,7 @@ help: ## this list
 study: .venv/core.stamp ## the main job: train the methods side by side, print the table, write CSV and figure
 	$(BIN)/vqvae study run first-look
 
-studies: .venv/core.stamp ## every study of the book; says which committed numbers moved (under 90 minutes on two cores)
+studies: .venv/core.stamp ## every study of the book; says which committed numbers moved
 	@for name in $$($(BIN)/vqvae study list | awk 'NR > 1 {print $$1}'); do \
 	  $(BIN)/vqvae study run $$name && $(BIN)/vqvae study compare $$name $(RESULTS)/$$name.csv || bad="$$bad $$name"; \
 	done; echo; $(BIN)/vqvae study list || exit 1; \
