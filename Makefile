@@ -9,7 +9,7 @@ RESULTS := nbs/experiments/results
 NOTEBOOKS = $(shell find nbs -name '*.ipynb' -not -path '*/.*' | sort)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help study studies test test-notebooks test-python lab site check bench notebooks readme
+.PHONY: help study studies test test-notebooks test-python lab site check bench notebooks recording readme
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -53,6 +53,9 @@ notebooks: .venv/dev.stamp ## run every notebook again and store its outputs
 	OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore VQVAE_STATIC=1 $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace \
 	  --ExecutePreprocessor.store_widget_state=False $(NOTEBOOKS)
 	$(BIN)/nbdev_clean
+
+recording: .venv/dev.stamp ## the trainings that the collapse explorer plays back
+	$(BIN)/python -c "from vqvae.explorers.collapse import record_collapse; record_collapse('vqvae/explorers/collapse.json')"
 
 readme: .venv/dev.stamp ## README.md from nbs/index.ipynb
 	$(BIN)/python tools/readme.py

@@ -10,9 +10,11 @@ from scipy.stats import norm
 
 pytest.importorskip("anywidget", reason="explorers need anywidget: pip install -e '.[lab]'")
 
-from vqvae.explorers import (CodebookExplorer, FSQExplorer, GradientExplorer, GumbelExplorer, WaterFillingExplorer,
-                             explorer_source)
+from vqvae.explorers import (CodebookExplorer, CollapseExplorer, FSQExplorer, GradientExplorer, GumbelExplorer, WaterFillingExplorer,
+                             explorer_source, load_recording, record_run)
+from vqvae.data.digits import DigitsDataset
 from vqvae.evaluation.metrics import CodebookMetrics
+from vqvae.explorers.collapse import collapse_trainer, record_collapse
 from vqvae.explorers.gradient import ESTIMATORS
 from vqvae.initialization.rate_distortion import codebook_covariance
 from vqvae.quantizers.fsq import FiniteScalarQuantizer, bound
@@ -163,7 +165,46 @@ def test_cells_hold_what_their_codewords_own(call):
         assert nearest_codes(middle, codebook).item() == i
 
 
-@pytest.mark.parametrize("explorer", [CodebookExplorer, FSQExplorer, GradientExplorer, GumbelExplorer, WaterFillingExplorer])
+@pytest.mark.parametrize("frame", [0, 3, 20])
+def test_collapse(call, frame):
+    recording = load_recording()
+    for left, right in zip(recording["runs"], reversed(recording["runs"])):
+        explorer = CollapseExplorer(frame=frame, left=left.split(", "), right=right.split(", "))
+        found = call("collapse", "compute", explorer.state())
+        assert found["step"] == recording["steps"][frame]
+        for side, run in (("left", recording["runs"][left]), ("right", recording["runs"][right])):
+            codes, latents = (torch.tensor(run[name][frame], dtype=torch.float64) * recording["unit"] for name in ("codes", "latents"))
+            metrics = CodebookMetrics(len(codes))
+            metrics.update(torch.arange(len(codes)).repeat_interleave(torch.tensor(run["counts"][frame])))
+            scores = metrics.compute()
+            close(found[side]["entropy"], scores["entropy_bits"])
+            close(found[side]["perplexity"], scores["perplexity"])
+            assert found[side]["dead"] == scores["dead_codes"]
+            assert found[side]["owners"] == nearest_codes(latents, codes).tolist()
+            close(found[side]["codes"], codes)
+            assert found[side]["reconstruction"] == run["reconstruction"][frame]
+
+
+@pytest.mark.parametrize("names", [("uniform", "rotation", "after 50 idle steps"), ("k-means", "straight-through", "none")], ids=", ".join)
+def test_the_recording_can_be_made_again(names):
+    "The first hundred steps, past the first revival: later a difference of rounding on another machine may have grown."
+    recording, data = load_recording(), DigitsDataset()
+    steps = [step for step in recording["steps"] if step <= 98]
+    again, stored = record_run(collapse_trainer(*names, data), data, steps), recording["runs"][", ".join(names)]
+    for name in ("codes", "latents"): np.testing.assert_allclose(again[name], stored[name][:len(steps)], atol=2)  # thousandths
+    for name in ("reconstruction", "codebook"): np.testing.assert_allclose(again[name], stored[name][:len(steps)], rtol=0.02)
+    assert np.abs(np.subtract(again["counts"], stored["counts"][:len(steps)])).sum(1).max() <= 8  # of 360
+
+
+def test_a_recording_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "collapse.json"
+    path.write_text("old")
+    monkeypatch.setattr("vqvae.explorers.collapse.record_run", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError): record_collapse(path)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("explorer", [CodebookExplorer, CollapseExplorer, FSQExplorer, GradientExplorer, GumbelExplorer, WaterFillingExplorer])
 def test_the_notebook_shows_the_present_module(explorer):
     "The page holds JavaScript as it was when the notebook ran: it must be today's."
     shown = [output["data"]["text/markdown"] for path in NOTEBOOKS.glob("*.ipynb") for cell in json.loads(path.read_text())["cells"]

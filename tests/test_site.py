@@ -127,6 +127,7 @@ EXPLORERS = {  # page: (slider, value, its number), (handle, number that a drag 
     "gradient": (None, ("z", "Angle between z and q")),
     "fsq": (("Levels of dimension 1", 9, "Codes"), ("Mean in the plane", "Perplexity")),
     "gumbel": (("Temperature τ", 1.5, "Mean ‖soft − hard‖²"), ("Logit of code 1", "KL to uniform")),
+    "collapse": (("Frame", 3, "Perplexity, left"), ("Frame in the curves", "Reconstruction loss, right")),
     "codebook": (("Codes", 40, "Rate log₂ n"), ("Codeword 3", "Distortion")),
 }
 

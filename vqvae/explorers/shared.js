@@ -41,8 +41,8 @@ export function ticks(low, high, log = false) {
 }
 
 // A plot with axes. `layer` draws in it; `px`, `py` take values to pixels and `at` takes a pointer event to values.
-// `axes` changes the ranges and draws the ticks again.
-export function plot(parent, { title, x, y, xLabel, yLabel, logY = false, square = false, names = null, width = 360, height = 290 }) {
+// `axes` changes the ranges and draws the ticks again; `xText` writes a tick of the x axis.
+export function plot(parent, { title, x, y, xLabel, yLabel, logY = false, square = false, names = null, xText = format, width = 360, height = 290 }) {
   const box = { left: 52, right: width - 12, top: 12, bottom: height - 42 };
   if (square) box.right = box.left + (box.bottom - box.top);
   const frame = make("g", { class: "vq-axes" }), layer = make("g");
@@ -66,7 +66,7 @@ export function plot(parent, { title, x, y, xLabel, yLabel, logY = false, square
       for (const value of names ? [] : ticks(...newX)) {
         const at = self.px(value);
         parts.push(make("line", { x1: at, x2: at, y1: box.top, y2: box.bottom }),
-                   make("text", { x: at, y: box.bottom + 15, "text-anchor": "middle" }, format(value)));
+                   make("text", { x: at, y: box.bottom + 15, "text-anchor": "middle" }, xText(value)));
       }
       for (const [i, name] of (names ?? []).entries())
         parts.push(make("text", { x: self.px(i + 0.5), y: box.bottom + 15, "text-anchor": "middle" }, name));
@@ -98,19 +98,19 @@ export function each(parent, kind, data, create, draw) {
   data.forEach((datum, i) => draw(present[i], datum, i));
 }
 
-// A handle in a plot: dragged by mouse, pen or finger, moved by the arrow keys. `move(x, y)` gets the new values.
+// A handle in a plot: dragged by mouse, pen or finger, moved by the arrow keys. `move(x, y, event)` gets the new values.
 export function handle(figure, { label, step, read, move, radius = 7 }) {
   const dot = make("circle", { r: radius, class: "vq-handle", tabindex: 0, role: "slider", "aria-label": label });
   const keys = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
   update(dot, {
     pointerdown(event) { dot.setPointerCapture(event.pointerId); event.preventDefault(); dot.focus(); },
-    pointermove(event) { if (dot.hasPointerCapture(event.pointerId)) move(...figure.at(event)); },
+    pointermove(event) { if (dot.hasPointerCapture(event.pointerId)) move(...figure.at(event), event); },
     keydown(event) {
       const way = keys[event.key];
       if (!way) return;
       event.preventDefault();
       const [x, y] = read(), size = event.shiftKey ? 10 * step : step;
-      move(x + way[0] * size, y + way[1] * size);
+      move(x + way[0] * size, y + way[1] * size, event);
     },
   });
   return dot;
