@@ -158,6 +158,26 @@ def test_explorer(chromium, address, name, options):
         assert watched.problems == []
 
 
+def test_recording_plays(chromium, address):
+    with Watched(chromium, address) as watched:
+        page = watched.open("explorers/collapse.html")
+        frame = page.get_by_label("Frame", exact=True)
+        page.get_by_role("button", name="play").click()
+        page.wait_for_function("document.querySelector('.vq-sticky input').value >= 13")  # it began at 10
+        page.get_by_role("button", name="pause").click()
+        stopped = frame.input_value()
+        page.wait_for_timeout(800)  # two frames long
+        assert frame.input_value() == stopped
+
+
+def test_nothing_moves_by_itself_with_reduced_motion(chromium, address):
+    with Watched(chromium, address, reduced_motion="reduce") as watched:
+        page = watched.open("explorers/collapse.html")
+        page.get_by_role("button", name="next frame").click()
+        page.wait_for_timeout(800)
+        assert page.get_by_label("Frame", exact=True).input_value() == "11"
+
+
 def test_explorer_by_touch(chromium, address):
     with Watched(chromium, address, viewport={"width": 390, "height": 844}, has_touch=True) as watched:
         page = watched.open("explorers/waterfilling.html")

@@ -62,7 +62,7 @@ function render({ model, el }) {
 
   const curve = plot(plots, { title: "Dimension 1: squashed, then rounded", x: [-REACH, REACH], y: [-2, 2], xLabel: "latent z", yLabel: "bounded value" });
   const bins = plot(plots, { title: "Dimension 1: how probable each level is", x: [0, 1], y: [0, 1], xLabel: "code", yLabel: "probability", names: [] });
-  const plane = plot(plots, { title: "Cells of the latent plane and the input's 1, 2, 3 σ", x: [-REACH, REACH], y: [-REACH, REACH], xLabel: "dimension 1", yLabel: "dimension 2", square: true, height: 340 });
+  const plane = plot(plots, { title: "Cells, and 1, 2, 3 σ of the input", x: [-REACH, REACH], y: [-REACH, REACH], xLabel: "dimension 1", yLabel: "dimension 2", square: true, height: 340 });
   const book = plot(plots, { title: "The codebook; areas are probabilities", x: [-1.25, 1.25], y: [-1.25, 1.25], xLabel: "dimension 1", yLabel: "dimension 2", square: true, height: 340 });
   const step = make("path", { fill: "none", stroke: "var(--vq-2)", "stroke-width": 2 }), squash = make("path", { class: "vq-curve" });
   curve.layer.append(step, squash);

@@ -36,7 +36,7 @@ function render({ model, el }) {
   const simplex = plot(plots, { title: "Samples on the simplex", x: [-0.12, 1.12], y: [-0.12, 1.02], xLabel: "", yLabel: "", square: true });
   simplex.axes = () => {};
   simplex.svg.querySelector(".vq-axes").replaceChildren();
-  const shares = plot(plots, { title: "Softmax, mean of soft samples, share of hard ones", x: [0, 3], y: [0, 1], xLabel: "code", yLabel: "probability", names: ["1", "2", "3"] });
+  const shares = plot(plots, { title: "Probability, and what samples make of it", x: [0, 3], y: [0, 1], xLabel: "code", yLabel: "probability", names: ["1", "2", "3"] });
 
   const columns = make("g"), ends = make("g"), zero = make("line", { stroke: "var(--vq-soft)", x1: bars.box.left, x2: bars.box.right, y1: bars.py(0), y2: bars.py(0) });
   bars.layer.append(columns, zero, ends);
