@@ -45,7 +45,7 @@ check: .venv/dev.stamp ## notebooks clean, package and README in sync with them,
 	$(BIN)/nbdev_export
 	$(BIN)/python tools/check.py
 
-bench: .venv/core.stamp ## speed and memory of search and of a training step
+bench: .venv/dev.stamp ## speed and memory of search and of a training step; frames of a drag in an explorer
 	$(BIN)/python tests/bench.py
 
 notebooks: .venv/dev.stamp ## run every notebook again and store its outputs

@@ -1,4 +1,5 @@
-"""`make bench`: nearest-code search beside torch.cdist and a plain matrix product, its memory, and a training step.
+"""`make bench`: nearest-code search beside torch.cdist and a plain matrix product, its memory, a training step, and the frames
+of a drag in the codebook explorer.
 
 Side by side in one run, because absolute times depend on the machine and on what else it does. Reports; asserts nothing.
 """
@@ -87,6 +88,57 @@ def memory():
     print(f"peak memory of search at 65536 × 16384 × 64 above its inputs: {peak_above(lambda: nearest_codes(z, codes)):.0f} MB")
 
 
+DRAG = """async ([label, milliseconds]) => {
+    const dot = document.querySelector(`[aria-label="${label}"]`), box = dot.getBoundingClientRect();
+    const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
+    const point = (type, dx, dy) => dot.dispatchEvent(new PointerEvent(type, { pointerId: 1, isPrimary: true, clientX: x + dx, clientY: y + dy, bubbles: true }));
+    dot.setPointerCapture = () => {}; // there is no such pointer: the events are ours
+    dot.hasPointerCapture = () => true;
+    point("pointerdown", 0, 0);
+    const frames = [], work = [], start = performance.now(), channel = new MessageChannel();
+    await new Promise((done) => {
+        let begun = 0;
+        channel.port1.onmessage = () => work.push(performance.now() - begun); // after scripts, style, layout and paint
+        const frame = (now) => {
+            frames.push(now);
+            if (now - start > milliseconds) return done();
+            begun = performance.now();
+            channel.port2.postMessage(0);
+            requestAnimationFrame(frame); // before the move: the explorer's own callback then runs after this one, inside what is timed
+            const turn = (now - start) / 200;
+            point("pointermove", 60 * Math.cos(turn), 60 * Math.sin(turn));
+        };
+        requestAnimationFrame(frame);
+    });
+    point("pointerup", 0, 0);
+    return { frames, work };
+}"""
+
+
+def frames_table():
+    try:
+        from browser import CHROMIUM, OFFLINE
+        from playwright.sync_api import sync_playwright
+        from vqvae.explorers import CodebookExplorer
+    except ImportError as error: return print(f"frames of a drag: left out, because {error.name} is not installed (pip install -e '.[dev]')")
+    if not CHROMIUM: return print("frames of a drag: left out, because there is no Chromium")
+    explorer = CodebookExplorer(torch.randn(64, 2, generator=torch.Generator().manual_seed(0)))
+    html = explorer.page().split("\n", 1)[1].rpartition("\n")[0]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(OFFLINE))
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_content(f"<!doctype html><body>{html}")
+        page.get_by_label("Codeword 1", exact=True).wait_for()
+        measured = page.evaluate(DRAG, ["Codeword 1", 5000])
+        browser.close()
+    between, work = torch.tensor(measured["frames"]).double().diff(), torch.tensor(measured["work"]).double()
+    print("| dragging one of 64 codewords for 5 s, a move in every frame | |\n| :-- | --: |")
+    print(f"| frames per second | {1000 / between.mean():.1f} |")
+    for name, values in (("between frames", between), ("at work per frame: script, style, layout, paint", work)):
+        middle, late, most = (values.quantile(q).item() for q in (0.5, 0.99, 1.0))
+        print(f"| ms {name}: median, 99th percentile, longest | {middle:.1f}, {late:.1f}, {most:.1f} |")
+
+
 if __name__ == "__main__":
     if sys.argv[1:] == ["memory"]: memory()
     else:
@@ -96,3 +148,5 @@ if __name__ == "__main__":
         subprocess.run([sys.executable, __file__, "memory"], check=True)  # a fresh process: freed memory hides nothing
         print()
         step_table()
+        print()
+        frames_table()
