@@ -107,6 +107,7 @@ def literal(html: str) -> list[str]:
     found += [f"TeX that could not be converted: {tag.get_text()}" for tag in page.select("span.math") if not tag.find("math")]
     for pre in page.find_all("pre"):
         found += [f"a link in code: {m[0]}" for m in re.finditer(r"\[`[^`\n]+`\]\([^()\s]*\)", pre.get_text())]
+        found += [f"a signature that says nothing: {m[0]}" for m in re.finditer(r"def \w+\(\s+\*args(:object)?, \*\*kwargs(:object)?\s+\)", pre.get_text())]
     for tag in page.find_all(["script", "style", "noscript", "pre", "code", "annotation"]): tag.replace_with("" if tag.name != "code" else "x")
     text = page.get_text()
     return found + [f"{what}: {m[0]}" for what, pattern in LITERAL.items() for m in re.finditer(pattern, text)]
@@ -114,7 +115,7 @@ def literal(html: str) -> list[str]:
 
 def test_what_counts_as_literal():
     for bad in ("<p>[<a href='b.html'><code>f</code></a>](b.html#f)</p>", "<p>a codeword $q$</p>", "<p>see [@lloyd1982least]</p>",
-                "<pre># what [`f`](io.html#f) returned</pre>", "<p>`vqvae fit`</p>", "<span class='math inline'>\\(x\\)</span>"):
+                "<pre># what [`f`](io.html#f) returned</pre>", "<p>`vqvae fit`</p>", "<pre>def Explorer(\n    *args:object, **kwargs:object\n)->None:</pre>", "<span class='math inline'>\\(x\\)</span>"):
         assert literal(bad), bad
     for good in ("<p>5 $ a bit</p>", "<pre>rows[name](x) # costs $x$</pre>", "<code>`a`</code>", "<p>D(R)[1](b)</p>",
                  "<math><mi>q</mi><annotation>\\hat q</annotation></math>"):

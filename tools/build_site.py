@@ -1,4 +1,6 @@
 "The documentation site in _docs/: `python tools/build_site.py`. Quarto renders it where `quarto` is on the PATH, else pandoc does."
+import ast
+import inspect
 import json
 import os
 import posixpath
@@ -7,6 +9,7 @@ import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from html import escape
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,13 +49,25 @@ def relative(target: str, page: str) -> str:
     return posixpath.relpath(target, posixpath.dirname(page) or ".")
 
 
-# Links between pages
+# What nbdev wrote, made fit for this site
 
-NAME_LINK = r"\[(`[^`\n]+`)\]\([^()\s]*\)"  # what nbdev makes of a name in backticks
+NAME_LINK = r"\[(`[^`\n]+`)\]\([^()\s]*\)"  # what it makes of a name in backticks
+NO_SIGNATURE = r"(\[source\]\([^\s)]*/(vqvae/[\w/]+)\.py#.*?^```python\n)def (\w+)\(\n    \*args(?::object)?, \*\*kwargs(?::object)?\n\)(?:->None)?:\n"
+
+
+def fields(module: str, name: str) -> str:
+    "The head of a class that writes no constructor, and its public fields, as they stand in the source."
+    source = inspect.getsource(getattr(import_module(module), name))
+    lines, body = source.splitlines(keepends=True), ast.parse(source).body[0].body
+    named = {node: ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0]) for node in body
+             if isinstance(node, ast.AnnAssign | ast.Assign)}
+    shown = "".join("".join(lines[node.lineno - 1:node.end_lineno]) for node, target in named.items() if not target.startswith("_"))
+    return lines[0] + (shown.replace(".tag(sync=True)", "") or "    ...\n")
 
 
 def tidy(markdown: str) -> str:
-    "Take nbdev's links back where a link cannot be: in a signature, and inside of a link that the author wrote."
+    "Fields for a signature that says nothing; no link where none can be: in a signature, inside of a link that the author wrote."
+    markdown = re.sub(NO_SIGNATURE, lambda doc: doc[1] + fields(doc[2].replace("/", "."), doc[3]), markdown, flags=re.DOTALL | re.MULTILINE)
     markdown = re.sub(r"^```python$.*?^```$", lambda block: re.sub(NAME_LINK, r"\1", block[0]), markdown, flags=re.DOTALL | re.MULTILINE)
     return re.sub(rf"\[([^][\n]*){NAME_LINK}([^][\n]*)\]\(", r"[\1\2\3](", markdown)
 
@@ -72,6 +87,8 @@ def localize(source: Path, host: str) -> None:
                 if "text/markdown" in output.get("data", {}): output["data"]["text/markdown"] = local(output["data"]["text/markdown"])
         path.write_text(json.dumps(notebook))
 
+
+# Links between pages
 
 def resolve(link: str, page: Page, targets: dict[str, str]) -> str:
     "Where a link of a page leads in the site: notebooks have become pages."

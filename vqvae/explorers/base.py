@@ -9,7 +9,6 @@ __all__ = ['explorer_source', 'Array', 'Explorer']
 import json
 import os
 from importlib.resources import files
-from inspect import Parameter, Signature
 from typing import Any
 
 import anywidget
@@ -55,19 +54,6 @@ class Array(traitlets.TraitType):
 class Explorer(anywidget.AnyWidget):
     "Base of the explorers. Set the environment variable VQVAE_STATIC to have it displayed as it stands on a page."
     _css = (files("vqvae.explorers") / "explorer.css").read_text(encoding="utf-8")
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "__init__" in vars(cls): return
-        def __init__(self, **traits: Any) -> None: super(cls, self).__init__(**traits)
-        parameters = [Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)]
-        for name, trait in vars(cls).items():
-            if not isinstance(trait, traitlets.TraitType) or name.startswith("_"): continue
-            default = trait.default()
-            if isinstance(default, np.ndarray): default = default.tolist() if default.size <= 8 else ...
-            parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=default))
-        __init__.__signature__ = Signature(parameters)
-        cls.__init__ = __init__
 
     def state(self) -> dict[str, Any]:
         "The values that JavaScript sees, by name."
