@@ -96,6 +96,38 @@ def test_links(name):
     assert broken == []
 
 
+LITERAL = {  # what a reader must not see: a pattern, by what it is a trace of
+    "a Markdown link": r"\]\((?!\))[^()\s]*(\.html|\.ipynb|//|#)", "a citation": r"\[@\w|@\w+\d{4}", "code in backticks": r"`\w[^`\n]*`",
+    "TeX": r"\$[^$\n]+\$|\\(mathrm|mathbb|frac|sum|log|hat|text|left|lVert|[a-z]*epsilon)\b", "a fenced block": r":::|```", "bold": r"\*\*\w[^*\n]*\*\*"}
+
+
+def literal(html: str) -> list[str]:
+    "Markup that was not converted, in the text of a page that a reader sees; of code only links in comments count."
+    page, found = BeautifulSoup(html, "html.parser"), []
+    found += [f"TeX that could not be converted: {tag.get_text()}" for tag in page.select("span.math") if not tag.find("math")]
+    for pre in page.find_all("pre"):
+        found += [f"a link in code: {m[0]}" for m in re.finditer(r"\[`[^`\n]+`\]\([^()\s]*\)", pre.get_text())]
+        found += [f"a signature that says nothing: {m[0]}" for m in re.finditer(r"def \w+\(\s+\*args(:object)?, \*\*kwargs(:object)?\s+\)", pre.get_text())]
+    for tag in page.find_all(["script", "style", "noscript", "pre", "code", "annotation"]): tag.replace_with("" if tag.name != "code" else "x")
+    text = page.get_text()
+    return found + [f"{what}: {m[0]}" for what, pattern in LITERAL.items() for m in re.finditer(pattern, text)]
+
+
+def test_what_counts_as_literal():
+    for bad in ("<p>[<a href='b.html'><code>f</code></a>](b.html#f)</p>", "<p>a codeword $q$</p>", "<p>see [@lloyd1982least]</p>",
+                "<pre># what [`f`](io.html#f) returned</pre>", "<p>`vqvae fit`</p>", "<pre>def Explorer(\n    *args:object, **kwargs:object\n)->None:</pre>", "<span class='math inline'>\\(x\\)</span>"):
+        assert literal(bad), bad
+    for good in ("<p>5 $ a bit</p>", "<pre>rows[name](x) # costs $x$</pre>", "<code>`a`</code>", "<p>D(R)[1](b)</p>",
+                 "<math><mi>q</mi><annotation>\\hat q</annotation></math>"):
+        assert literal(good) == [], good
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_markup_is_left_over(name):
+    "No page shows a Markdown link, a citation key or TeX as they were written."
+    assert literal((SITE / name).read_text()) == []
+
+
 def test_nothing_external_is_loaded_from_any_page():
     "Not even what a browser would fetch later: no address of another host in a script, style or picture."
     for name in PAGES:
@@ -210,6 +242,11 @@ def test_search_theme_and_menu(chromium, address):
         page.get_by_role("searchbox").fill("water-filling")
         page.locator("#results a").first.wait_for()
         assert page.locator("#results a").count() >= 3
+        seen = "name => { const box = document.querySelector(name).getBoundingClientRect(); return box.top < innerHeight && box.bottom > 0 }"
+        page.evaluate("scrollTo(0, 2000)")
+        assert page.evaluate(seen, "#results")  # wherever on the page one searches
+        page.keyboard.press("Escape")
+        assert not page.locator("#results").is_visible()
         colour = "getComputedStyle(document.body).backgroundColor"
         light = page.evaluate(colour)
         page.get_by_label("Switch between light and dark").click()
@@ -218,5 +255,12 @@ def test_search_theme_and_menu(chromium, address):
         assert page.evaluate(colour) != light  # it is remembered
         assert not page.locator("#sidebar").is_visible()
         page.get_by_label("Menu").click()
-        assert page.locator("#sidebar").is_visible()
+        assert page.locator("#sidebar").is_visible() and page.evaluate(seen, "#sidebar [aria-current]")
+        page.keyboard.press("Escape")
+        assert not page.locator("#sidebar").is_visible()
+        page.locator(".contents summary").click()
+        page.locator(".contents a").last.click()
+        page.wait_for_function("document.querySelector('#see-also').getBoundingClientRect().top < innerHeight")
+        names = page.locator("[id]").evaluate_all("all => all.map(one => one.id)")
+        assert len(names) == len(set(names))
         assert watched.problems == []

@@ -1,4 +1,6 @@
 "The documentation site in _docs/: `python tools/build_site.py`. Quarto renders it where `quarto` is on the PATH, else pandoc does."
+import ast
+import inspect
 import json
 import os
 import posixpath
@@ -7,6 +9,7 @@ import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from html import escape
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +49,28 @@ def relative(target: str, page: str) -> str:
     return posixpath.relpath(target, posixpath.dirname(page) or ".")
 
 
-# Links between pages
+# What nbdev wrote, made fit for this site
+
+NAME_LINK = r"\[(`[^`\n]+`)\]\([^()\s]*\)"  # what it makes of a name in backticks
+NO_SIGNATURE = r"(\[source\]\([^\s)]*/(vqvae/[\w/]+)\.py#.*?^```python\n)def (\w+)\(\n    \*args(?::object)?, \*\*kwargs(?::object)?\n\)(?:->None)?:\n"
+
+
+def fields(module: str, name: str) -> str:
+    "The head of a class that writes no constructor, and its public fields, as they stand in the source."
+    source = inspect.getsource(getattr(import_module(module), name))
+    lines, body = source.splitlines(keepends=True), ast.parse(source).body[0].body
+    named = {node: ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0]) for node in body
+             if isinstance(node, ast.AnnAssign | ast.Assign)}
+    shown = "".join("".join(lines[node.lineno - 1:node.end_lineno]) for node, target in named.items() if not target.startswith("_"))
+    return lines[0] + (shown.replace(".tag(sync=True)", "") or "    ...\n")
+
+
+def tidy(markdown: str) -> str:
+    "Fields for a signature that says nothing; no link where none can be: in a signature, inside of a link that the author wrote."
+    markdown = re.sub(NO_SIGNATURE, lambda doc: doc[1] + fields(doc[2].replace("/", "."), doc[3]), markdown, flags=re.DOTALL | re.MULTILINE)
+    markdown = re.sub(r"^```python$.*?^```$", lambda block: re.sub(NAME_LINK, r"\1", block[0]), markdown, flags=re.DOTALL | re.MULTILINE)
+    return re.sub(rf"\[([^][\n]*){NAME_LINK}([^][\n]*)\]\(", r"[\1\2\3](", markdown)
+
 
 def localize(source: Path, host: str) -> None:
     "Let nbdev's links to the published site lead into this one; a method leads to its class, a private name to its page."
@@ -54,8 +78,17 @@ def localize(source: Path, host: str) -> None:
         def inside(found: re.Match) -> str:
             anchor = found[2].partition(".")[0]
             return relative(found[1], path.relative_to(source).as_posix()) + ("" if anchor.startswith("_") else f"#{anchor}")
-        path.write_text(re.sub(re.escape(host) + r"/([\w/]+\.html)#([\w.]+)", inside, path.read_text()))
+        def local(lines: list[str] | str) -> list[str]:
+            return tidy(re.sub(re.escape(host) + r"/([\w/]+\.html)#([\w.]+)", inside, "".join(lines))).splitlines(keepends=True)
+        notebook = json.loads(path.read_text())
+        for cell in notebook["cells"]:
+            if cell["cell_type"] != "code": cell["source"] = local(cell["source"])
+            for output in cell.get("outputs", []):
+                if "text/markdown" in output.get("data", {}): output["data"]["text/markdown"] = local(output["data"]["text/markdown"])
+        path.write_text(json.dumps(notebook))
 
+
+# Links between pages
 
 def resolve(link: str, page: Page, targets: dict[str, str]) -> str:
     "Where a link of a page leads in the site: notebooks have become pages."
@@ -98,14 +131,24 @@ def reading_order(node: Any) -> list[str]:
 
 # One page
 
+def finish(html: str, figures: dict[str, bytes]) -> str:
+    "The mark after a formula stays on its line, the search does not read TeX, and figures of several panels are known as wide."
+    for name, content in figures.items():
+        width = re.match(rb'<svg[^>]* width="([\d.]+)pt"', content[content.find(b"<svg"):])
+        if width and float(width[1]) > 520: html = html.replace(f'<img src="{name}"', f'<img class="wide" src="{name}"')
+    html = html.replace("<annotation ", "<annotation data-pagefind-ignore ")
+    return re.sub(r'(<math display="inline"(?:(?!</math>).)*</math>)([.,:;?!)]+)', r'<span class="together">\1\2</span>', html, flags=re.DOTALL)
+
+
 def render(page: Page, config: dict, pages: dict[str, Page], order: list[str], source: Path, out: Path) -> None:
     "Write a page and its figures."
     site, here = config["website"], order.index(page.source)
     targets = {name: p.target for name, p in pages.items()}
     bibliography = [f"--bibliography={source / config['bibliography']}", "--citeproc"]
-    tree = json.loads(pypandoc.convert_text(page.markdown, "json", PANDOC, extra_args=bibliography))
+    summary = f"::: {{.summary}}\n{page.description}\n:::\n\n" if page.description else ""
+    tree = json.loads(pypandoc.convert_text(summary + page.markdown, "json", PANDOC, extra_args=bibliography))
     relink(tree, page, targets)
-    variables = {"page-title": page.title, "summary": page.description, "site-title": site["title"], "lang": config["lang"],
+    variables = {"page-title": page.title, "description": re.sub(r"[`$*]", "", page.description), "site-title": site["title"], "lang": config["lang"],
                  "root": relative(".", page.target), "repo": site["repo-url"],
                  "notebook": f"{site['repo-url']}/blob/{site['repo-branch']}/nbs/{page.source}",
                  "nav": "".join(navigation(child, page, pages) for child in site["sidebar"]["contents"])}
@@ -118,7 +161,7 @@ def render(page: Page, config: dict, pages: dict[str, Page], order: list[str], s
         f"--toc-depth={config['format']['html']['toc-depth']}", "--wrap=none", *options])
     file = out / page.target
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(html)
+    file.write_text(finish(html, page.figures))
     for name, content in page.figures.items():
         (file.parent / name).parent.mkdir(exist_ok=True)
         (file.parent / name).write_bytes(content)

@@ -19,7 +19,8 @@ def flagged(source: str, flags: str) -> bool:
 
 
 def fenced(text: str, language: str = "") -> str:
-    return f"```{language}\n{text.strip()}\n```"
+    text = text.lstrip("\n").rstrip()  # a first line may be indented
+    return f"```{language}\n{text}\n```"
 
 
 def output_markdown(output: dict, caption: str, figures: dict[str, bytes], folder: str) -> str:

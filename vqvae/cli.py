@@ -237,7 +237,7 @@ def compare_study(
     path: str,  # a file that `save_rows` wrote
     output: str = "studies",  # folder of results
 ) -> None:
-    "Print which measured means lie outside the intervals of a file; raises `RuntimeError` if any do or rows lack."
+    "Print which measured means lie outside the intervals of a file; raises `RuntimeError` if there are any, or if rows are missing."
     study, committed = find_study(name), load_rows(path)
     rows = stored_rows(study, output)
     missing = len(study.jobs()) - rows.error.isna().sum()

@@ -7,12 +7,28 @@ $("#theme").addEventListener("click", () => {
   try { localStorage.theme = root.dataset.theme; } catch { /* a page without storage forgets the choice */ }
 });
 
-$("#menu").addEventListener("click", (event) => {
-  const open = $("#sidebar").classList.toggle("open");
-  event.currentTarget.setAttribute("aria-expanded", open);
-});
+function menu(open) {
+  $("#sidebar").classList.toggle("open", open);
+  $("#menu").setAttribute("aria-expanded", open);
+  if (open) showHere();
+}
+$("#menu").addEventListener("click", () => menu(!$("#sidebar").classList.contains("open")));
 
-$("#sidebar [aria-current]")?.scrollIntoView({ block: "nearest" });
+function showHere() { $("#sidebar [aria-current]")?.scrollIntoView({ block: "nearest" }); }
+showHere();
+
+// Names of modules break at their dots. Where the column of contents has no room, the contents fold up under the title.
+for (const link of document.querySelectorAll("#toc a")) {
+  if (/^[\w.]+$/.test(link.textContent)) link.innerHTML = link.textContent.replace(/[._]/g, "$&<wbr>");
+}
+if ($("#toc")) {
+  const contents = document.createElement("details"), list = $("#toc ul").cloneNode(true);
+  for (const link of list.querySelectorAll("[id]")) link.removeAttribute("id");
+  contents.className = "contents";
+  contents.innerHTML = "<summary>On this page</summary>";
+  contents.append(list);
+  ($("main .summary") ?? $("h1")).after(contents);
+}
 
 for (const heading of document.querySelectorAll("main :is(h2, h3, h4)[id]")) {
   const link = Object.assign(document.createElement("a"), { href: `#${heading.id}`, className: "anchor", textContent: "#" });
@@ -60,5 +76,7 @@ $("#query").addEventListener("input", (event) => search(event.target.value.trim(
 $("[role=search]").addEventListener("submit", (event) => event.preventDefault());
 document.addEventListener("keydown", (event) => {
   if (event.key === "/" && !/INPUT|TEXTAREA|SELECT/.test(document.activeElement.tagName)) { event.preventDefault(); $("#query").focus(); }
-  if (event.key === "Escape" && document.activeElement === $("#query")) { $("#query").value = ""; search(""); }
+  if (event.key !== "Escape") return;
+  if ($("#sidebar").classList.contains("open")) { menu(false); $("#menu").focus(); }
+  if (!results.hidden) { $("#query").value = ""; search(""); $("#query").focus(); }
 });
