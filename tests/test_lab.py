@@ -76,7 +76,7 @@ class Notebook:
         self.context.route("**/*", self.judge)
         self.page = self.context.new_page()
         before = set(lab.runtime.glob("kernel-*.json"))
-        self.page.goto(f"{lab.address}/lab/tree/{name}?token={lab.token}")
+        self.page.goto(f"{lab.address}/lab/workspaces/{Path(name).stem}/tree/{name}?token={lab.token}")
         self.page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=PATIENCE)
         self.connection = self.wait(lambda: sorted(set(lab.runtime.glob("kernel-*.json")) - before))[0]
         self.page.get_by_role("menuitem", name="Run", exact=True).click()
@@ -109,6 +109,30 @@ class Notebook:
 def centre(handle) -> tuple[float, float]:
     box = handle.bounding_box()
     return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def test_live_training(chromium, lab):
+    with Notebook(chromium, lab, "07_live_training.ipynb") as notebook:
+        page, step = notebook.page, lambda: int(notebook.ask("live.trainer.step"))
+        run, stop = (page.get_by_role("button", name=name, exact=True) for name in ("Run", "Stop"))
+        run.first.wait_for(timeout=PATIENCE)
+        notebook.wait(lambda: "whole" in notebook.ask("list(globals())"))  # the cells below have run
+        begin, picture = step(), page.locator(".jp-OutputArea-output img").first
+        shown = picture.get_attribute("src")
+        run.first.click()
+        notebook.wait(lambda: step() >= begin + 40)
+        notebook.wait(lambda: picture.get_attribute("src") != shown)
+        assert run.first.is_disabled()
+        stop.first.click()
+        notebook.wait(lambda: notebook.ask("live.running") == "False")
+        end = step()
+        page.wait_for_timeout(1000)
+        assert step() == end
+        page.get_by_text(f"step {end},").wait_for(timeout=PATIENCE)
+        run.first.click()
+        notebook.wait(lambda: step() > end)  # it continues
+        stop.first.click()
+        assert notebook.foreign == []
 
 
 def test_the_codebook_explorer_is_live(chromium, lab):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Array', 'CodebookExplorer', 'CollapseExplorer', 'Explorer', 'FSQExplorer', 'GradientExplorer', 'GumbelExplorer',
-           'WaterFillingExplorer', 'explorer_source', 'load_recording', 'plane_sources', 'record_run']
+           'LiveTraining', 'WaterFillingExplorer', 'explorer_source', 'load_recording', 'plane_sources', 'record_run']
 
 # %% ../../nbs/explorers/index.ipynb #cell-002
 from .base import Array, Explorer, explorer_source
@@ -13,8 +13,9 @@ from .collapse import CollapseExplorer, load_recording, record_run
 from .fsq import FSQExplorer
 from .gradient import GradientExplorer
 from .gumbel import GumbelExplorer
+from .live import LiveTraining
 from .waterfilling import WaterFillingExplorer
 
 # %% ../../nbs/explorers/index.ipynb #cell-003
-_all_ = ["Array", "CodebookExplorer", "CollapseExplorer", "Explorer", "FSQExplorer", "GradientExplorer", "GumbelExplorer",
+_all_ = ["Array", "CodebookExplorer", "CollapseExplorer", "Explorer", "FSQExplorer", "GradientExplorer", "GumbelExplorer", "LiveTraining",
          "WaterFillingExplorer", "explorer_source", "load_recording", "plane_sources", "record_run"]

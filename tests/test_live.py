@@ -1,0 +1,151 @@
+"Live training without a browser: every composition trains, buttons work on an event loop, nothing is lost by stopping."
+import asyncio
+import itertools
+
+import pytest
+import torch
+
+pytest.importorskip("ipywidgets", reason="live training needs ipywidgets: pip install -e '.[lab]'")
+pytest.importorskip("anywidget", reason="explorers need anywidget: pip install -e '.[lab]'")
+
+from vqvae.data.digits import DigitsDataset
+from vqvae.explorers.live import CHOICES, USED, LiveTraining, Repeater, live_trainer, training_picture
+from vqvae.training.trainer import Trainer
+
+PLAIN = {"data": "digits", "encoder": "linear", "codes": 16, "lr": 1e-3, "seed": 0, **{name: next(iter(CHOICES[name])) for name in CHOICES}}
+
+
+def compositions():
+    "Every quantizer with everything that it uses, on both encoders."
+    for encoder, quantizer in itertools.product(CHOICES["encoder"], CHOICES["quantizer"]):
+        names = sorted(USED[quantizer])
+        for values in itertools.product(*(CHOICES[name] for name in names)):
+            yield {"encoder": encoder, "quantizer": quantizer, **dict(zip(names, values))}
+
+
+@pytest.mark.parametrize("chosen", compositions(), ids=lambda chosen: ", ".join(chosen.values()))
+def test_every_composition_trains(chosen):
+    data = DigitsDataset()
+    trainer = live_trainer(PLAIN | chosen, data)
+    before = [p.clone() for p in trainer.model.parameters()]
+    trainer.fit(data, steps=2, progress=False)
+    assert trainer.step == 2 and any(not torch.equal(a, b) for a, b in zip(before, trainer.model.parameters()))
+
+
+@pytest.mark.parametrize("quantizer", CHOICES["quantizer"])
+@pytest.mark.parametrize("data", CHOICES["data"])
+def test_every_quantizer_has_a_picture(quantizer, data):
+    samples = CHOICES["data"][data]()
+    trainer = live_trainer(PLAIN | {"quantizer": quantizer}, samples)
+    assert len(training_picture(trainer, samples).axes) == 3  # before the first step, too
+
+
+def state(live): return {name: value.clone() for name, value in live.model.state_dict().items()}
+
+
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+async def until(condition):
+    for _ in range(1000):
+        if condition(): return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not happen")
+
+
+@pytest.mark.parametrize("chosen", [{"revival": "after 20 idle steps"}, {"learning": "moving average"}, {"quantizer": "Gumbel-softmax"}], ids=str)
+def test_run_stop_run_is_one_run(chosen):
+    live = LiveTraining(every=5, **chosen)
+
+    async def press():
+        live.buttons["Run"].click()
+        assert live.running and live.buttons["Run"].disabled and live.controls["codes"].disabled
+        live.buttons["Run"].click()  # a second press changes nothing
+        await until(lambda: live.trainer.step >= 10)
+        live.buttons["Stop"].click()
+        assert not live.running and not live.buttons["Run"].disabled
+        step = live.trainer.step
+        await asyncio.sleep(0.1)
+        assert live.trainer.step == step
+        live.buttons["Run"].click()
+        await until(lambda: live.trainer.step >= step + 10)
+        live.buttons["Stop"].click()
+
+    asyncio.run(press())
+    data = DigitsDataset()
+    options = {name: control.value for name, control in live.controls.items()}
+    whole = live_trainer(options, data)
+    whole.fit(data, steps=live.trainer.step, batch_size=64, progress=False)
+    assert same(state(live), whole.model.state_dict())
+
+
+def test_reset_and_a_changed_control_begin_anew():
+    live = LiveTraining(every=5)
+    start = state(live)
+    live.advance()
+    live.buttons["Reset"].click()
+    assert live.trainer.step == 0 and same(state(live), start)
+    live.advance()
+    live.controls["codes"].value = 8
+    assert "new run" in live.status.value and live.trainer.step == 5  # nothing is lost yet
+
+    async def press():
+        live.buttons["Run"].click()
+        assert live.trainer.step == 0 and live.model.quantizer.codebook_size == 8
+        live.buttons["Stop"].click()
+
+    asyncio.run(press())
+
+
+def test_controls_without_effect_are_grey():
+    live = LiveTraining(quantizer="finite scalar")
+    assert {name for name, control in live.controls.items() if control.disabled} == {"initialization", "estimator", "learning", "revival"}
+
+
+def test_an_error_in_training_stops_it_and_is_shown(monkeypatch):
+    live = LiveTraining()
+    monkeypatch.setattr(Trainer, "fit", lambda *_, **__: (_ for _ in ()).throw(FloatingPointError("the loss is <infinite>")))
+
+    async def press():
+        live.buttons["Run"].click()
+        await until(lambda: not live.running)
+
+    asyncio.run(press())
+    assert live.status.value == "the loss is &lt;infinite&gt;" and not live.buttons["Run"].disabled
+
+
+def test_an_interrupted_kernel_stops_the_loop():
+    ended = []
+    repeater = Repeater(lambda: (_ for _ in ()).throw(KeyboardInterrupt), ended.append)
+
+    async def press():
+        repeater.start()
+        await until(lambda: ended)
+
+    asyncio.run(press())
+    assert ended == [None] and not repeater.running
+
+
+def test_without_an_event_loop_run_says_so_and_advance_works():
+    live = LiveTraining(every=3)
+    with pytest.raises(RuntimeError): live.run()
+    assert not live.running
+    live.advance()
+    assert live.trainer.step == 3
+
+
+def test_a_model_of_ones_own_is_trained_and_reset():
+    data = DigitsDataset()
+    model = live_trainer(PLAIN, data).model
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    live = LiveTraining(model, data)
+    live.advance(4)
+    assert live.model is model and not same(state(live), start)
+    live.reset()
+    assert live.model is model and same(state(live), start)
+    with pytest.raises(TypeError): LiveTraining(torch.nn.Linear(2, 2), data)
+
+
+@pytest.mark.parametrize("wrong", [{"every": 0}, {"batch_size": -1}, {"codes": 1}, {"quantizer": "guess"}, {"steps": 3}], ids=str)
+def test_wrong_arguments(wrong):
+    with pytest.raises((ValueError, TypeError)): LiveTraining(**wrong)
