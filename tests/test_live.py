@@ -1,6 +1,7 @@
 "Live training without a browser: every composition trains, buttons work on an event loop, nothing is lost by stopping."
 import asyncio
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -46,6 +47,11 @@ def state(live): return {name: value.clone() for name, value in live.model.state
 def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def in_thread(function, *arguments):
+    "Call it where no event loop runs: Playwright keeps one in the main thread."
+    with ThreadPoolExecutor(1) as pool: return pool.submit(function, *arguments).result()
+
+
 async def until(condition):
     for _ in range(1000):
         if condition(): return
@@ -71,7 +77,7 @@ def test_run_stop_run_is_one_run(chosen):
         await until(lambda: live.trainer.step >= step + 10)
         live.buttons["Stop"].click()
 
-    asyncio.run(press())
+    in_thread(asyncio.run, press())
     data = DigitsDataset()
     options = {name: control.value for name, control in live.controls.items()}
     whole = live_trainer(options, data)
@@ -94,7 +100,7 @@ def test_reset_and_a_changed_control_begin_anew():
         assert live.trainer.step == 0 and live.model.quantizer.codebook_size == 8
         live.buttons["Stop"].click()
 
-    asyncio.run(press())
+    in_thread(asyncio.run, press())
 
 
 def test_controls_without_effect_are_grey():
@@ -110,7 +116,7 @@ def test_an_error_in_training_stops_it_and_is_shown(monkeypatch):
         live.buttons["Run"].click()
         await until(lambda: not live.running)
 
-    asyncio.run(press())
+    in_thread(asyncio.run, press())
     assert live.status.value == "the loss is &lt;infinite&gt;" and not live.buttons["Run"].disabled
 
 
@@ -122,13 +128,13 @@ def test_an_interrupted_kernel_stops_the_loop():
         repeater.start()
         await until(lambda: ended)
 
-    asyncio.run(press())
+    in_thread(asyncio.run, press())
     assert ended == [None] and not repeater.running
 
 
 def test_without_an_event_loop_run_says_so_and_advance_works():
     live = LiveTraining(every=3)
-    with pytest.raises(RuntimeError): live.run()
+    with pytest.raises(RuntimeError): in_thread(live.run)
     assert not live.running
     live.advance()
     assert live.trainer.step == 3

@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import pypandoc
+import traitlets.traitlets
 import yaml
 from nbdev.config import get_config
 from nbdev.serve import proc_nbs
@@ -66,8 +67,9 @@ def fields(module: str, name: str) -> str:
 
 
 def tidy(markdown: str) -> str:
-    "Fields for a signature that says nothing; no link where none can be: in a signature, inside of a link that the author wrote."
+    "Fields for a signature that says nothing; no link where none can be: in a signature, inside of a link that the author wrote; a number beside its ±."
     markdown = re.sub(NO_SIGNATURE, lambda doc: doc[1] + fields(doc[2].replace("/", "."), doc[3]), markdown, flags=re.DOTALL | re.MULTILINE)
+    markdown = markdown.replace(" ± ", "\xa0±\xa0")
     markdown = re.sub(r"^```python$.*?^```$", lambda block: re.sub(NAME_LINK, r"\1", block[0]), markdown, flags=re.DOTALL | re.MULTILINE)
     return re.sub(rf"\[([^][\n]*){NAME_LINK}([^][\n]*)\]\(", r"[\1\2\3](", markdown)
 
@@ -181,6 +183,7 @@ def with_pandoc(source: Path, out: Path) -> None:
 def main() -> None:
     settings = get_config()
     source, out = ROOT / "_proc", ROOT / settings.doc_path.name
+    traitlets.traitlets.Self = Self  # a widget's signature names it, and Python 3.11.2 looks it up
     proc_nbs(n_workers=0, force=True)
     localize(source, f"{settings.doc_host}{settings.doc_baseurl}")
     shutil.rmtree(out, ignore_errors=True)
