@@ -20,6 +20,7 @@ from nbdev.config import get_config
 from nbdev.serve import proc_nbs
 from pagefind.service import get_executable
 from readme import notebook_markdown
+from vqvae._modidx import d as symbols
 
 ROOT = Path(__file__).resolve().parent.parent
 THEME = Path(__file__).resolve().parent / "site"
@@ -66,11 +67,18 @@ def fields(module: str, name: str) -> str:
     return lines[0] + (shown.replace(".tag(sync=True)", "") or "    ...\n")
 
 
+def several(name: str) -> bool:
+    "Whether more than one module defines it, as every study defines `measure`."
+    return sum(f"{module}.{name}" in names for module, names in symbols["syms"].items()) > 1
+
+
 def tidy(markdown: str) -> str:
-    "Fields for a signature that says nothing; no link where none can be: in a signature, inside of a link that the author wrote; a number beside its ±."
+    """Fields for a signature that says nothing; a number beside its ±; no link where none can be: in a signature, inside of
+    a link that the author wrote, for a name that several modules define."""
     markdown = re.sub(NO_SIGNATURE, lambda doc: doc[1] + fields(doc[2].replace("/", "."), doc[3]), markdown, flags=re.DOTALL | re.MULTILINE)
     markdown = markdown.replace(" ± ", "\xa0±\xa0")
     markdown = re.sub(r"^```python$.*?^```$", lambda block: re.sub(NAME_LINK, r"\1", block[0]), markdown, flags=re.DOTALL | re.MULTILINE)
+    markdown = re.sub(NAME_LINK, lambda link: link[1] if several(link[1].strip("`()")) else link[0], markdown)
     return re.sub(rf"\[([^][\n]*){NAME_LINK}([^][\n]*)\]\(", r"[\1\2\3](", markdown)
 
 
