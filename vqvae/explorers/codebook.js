@@ -7,16 +7,7 @@ export function pointsOf({ source, samples, deviation, angle }) {
   return samples.Gaussian.map(([a, b]) => [c * a - s * deviation * b, s * a + c * deviation * b]);
 }
 
-export function owners(points, codebook) {
-  return points.map(([x, y]) => {
-    let best = Infinity, owner = 0;
-    codebook.forEach(([a, b], i) => {
-      const distance = (x - a) ** 2 + (y - b) ** 2;
-      if (distance < best) { best = distance; owner = i; }
-    });
-    return owner;
-  });
-}
+export const owners = (points, codebook) => points.map((point) => nearest(point, codebook));
 
 export function measure(points, codebook) {
   const owner = owners(points, codebook), counts = codebook.map(() => 0);
@@ -26,8 +17,7 @@ export function measure(points, codebook) {
     counts[owner[j]] += 1;
     error += (x - a) ** 2 + (y - b) ** 2;
   });
-  const entropy = counts.reduce((sum, count) => sum - (count ? (count / points.length) * Math.log2(count / points.length) : 0), 0);
-  return { owners: owner, counts, distortion: error / points.length / 2, entropy, perplexity: 2 ** entropy, dead: counts.filter((c) => c === 0).length };
+  return { owners: owner, counts, distortion: error / points.length / 2, ...use(counts) };
 }
 
 export const compute = (state) => measure(pointsOf(state), state.codebook);

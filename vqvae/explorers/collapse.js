@@ -2,21 +2,6 @@
 
 export const runOf = (recording, names) => recording.runs[names.join(", ")];
 
-export function use(counts) {
-  const total = counts.reduce((a, b) => a + b, 0);
-  const entropy = counts.reduce((sum, count) => sum - (count ? (count / total) * Math.log2(count / total) : 0), 0);
-  return { entropy, perplexity: 2 ** entropy, dead: counts.filter((count) => count === 0).length };
-}
-
-function nearest([x, y], codes) {
-  let best = Infinity, owner = 0;
-  codes.forEach(([a, b], i) => {
-    const distance = (x - a) ** 2 + (y - b) ** 2;
-    if (distance < best) { best = distance; owner = i; }
-  });
-  return owner;
-}
-
 // What is to be seen of both runs at one frame.
 export function compute({ recording, frame, left, right }) {
   const see = (names) => {

@@ -27,6 +27,25 @@ export function format(value, digits = 3) {
   return text.replace("-", "−");
 }
 
+// Codes
+
+// The index of the codeword nearest to a point of the plane, the first in a tie.
+export function nearest([x, y], codes) {
+  let best = Infinity, owner = 0;
+  codes.forEach(([a, b], i) => {
+    const distance = (x - a) ** 2 + (y - b) ** 2;
+    if (distance < best) { best = distance; owner = i; }
+  });
+  return owner;
+}
+
+// How codes are used, from how often each was chosen; entropy in bits.
+export function use(counts) {
+  const total = counts.reduce((a, b) => a + b, 0);
+  const entropy = counts.reduce((sum, count) => sum - (count ? (count / total) * Math.log2(count / total) : 0), 0);
+  return { entropy, perplexity: 2 ** entropy, dead: counts.filter((count) => count === 0).length };
+}
+
 // Plots
 
 export function ticks(low, high, log = false) {
