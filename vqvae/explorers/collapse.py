@@ -55,7 +55,17 @@ class CollapseExplorer(Explorer):
         recording: dict[str, Any] | None = None,  # the one of the package when left out
         **traits: Any,  # initial values of other traits
     ):
-        super().__init__(recording=load_recording() if recording is None else recording, **traits)
+        if recording is None: recording = load_recording()
+        else: traits = self._ends(recording) | traits
+        super().__init__(recording=recording, **traits)
+
+    @staticmethod
+    def _ends(recording: dict[str, Any]) -> dict[str, Any]:
+        "What to show of a recording of one's own: its first and its last run, from the beginning."
+        if missing := {"unit", "steps", "choices", "runs"} - set(recording): raise ValueError(f"recording lacks {sorted(missing)}")
+        runs = [name.split(", ") for name in recording["runs"]]
+        if not runs: raise ValueError("recording holds no runs")
+        return {"left": runs[0], "right": runs[-1], "frame": 0}
 
     @traitlets.validate("left", "right")
     def _recorded(self, proposal: traitlets.Bunch) -> list[str]:
@@ -104,9 +114,15 @@ def record_run(
     steps: Sequence[int],  # when to take a frame: training steps in rising order
     shown: int = 40,  # latents that are drawn
 ) -> dict[str, list]:  # per frame: codes, latents, counts, reconstruction, codebook
-    "Train and take a frame at each of `steps`; the trainer is left at the last of them."
+    """Train and take a frame at each of `steps`; the trainer is left at the last of them.
+
+    Positions are in thousandths. Raises `ValueError` for other latents and for steps that do not rise or are past."""
     run = {name: [] for name in ("codes", "latents", "counts", "reconstruction", "codebook")}
+    if list(steps) != sorted(set(steps)) or min(steps, default=-1) < trainer.step:
+        raise ValueError(f"steps must rise from {trainer.step} or later, got {list(steps)}")
     model, x = trainer.model, torch.cat(list(data.get_dataloader(256, shuffle=False, split="test")))
+    with evaluating(model): shape = tuple(model.encode(x[:1]).shape)
+    if shape != (1, 2): raise ValueError(f"the encoder must give one latent in the plane per sample, (B, 2), got {shape} for one sample")
     for step in steps:
         if step > trainer.step: trainer.fit(data, steps=step, progress=False)
         with evaluating(model): z, indices = model.encode(x), model.tokenize(x)
