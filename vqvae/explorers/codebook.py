@@ -63,11 +63,20 @@ class CodebookExplorer(Explorer):
         **traits: Any,  # initial values of other traits
     ):
         samples = plane_sources()
-        if data is not None: samples = {"own": Array([[0.0, 0.0]], axes=2).validate(None, data).tolist()} | samples
-        if data is not None: traits.setdefault("source", "own")
+        if data is not None:
+            samples = {"own": self._checked(data).tolist()} | samples
+            traits.setdefault("source", "own")
         super().__init__(samples=samples, scalar=_scalar_distortions(), **traits)
         if codebook is None: codebook = rd_gaussian_init(16, 2, torch.from_numpy(self.points))
         self.codebook = codebook
+
+    @staticmethod
+    def _checked(data: Any) -> np.ndarray:
+        kind = Array([[0.0, 0.0]], axes=2)
+        kind.name = "data"
+        points = kind.validate(None, data)
+        if points.shape[1] != 2: raise ValueError(f"data must have shape (N, 2), got {points.shape}")
+        return points
 
     @property
     def points(self) -> np.ndarray:

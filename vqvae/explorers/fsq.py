@@ -6,15 +6,20 @@
 __all__ = ['FSQExplorer']
 
 # %% ../../nbs/explorers/03_fsq.ipynb #cell-002
-import numpy as np
 import traitlets
 
-from .base import Array, Explorer, explorer_source
+from .base import Explorer, explorer_source
 
 # %% ../../nbs/explorers/03_fsq.ipynb #cell-005
 class FSQExplorer(Explorer):
     "Bins of finite scalar quantization in two dimensions, and their probabilities for a Gaussian input."
     _esm = explorer_source("fsq")
-    levels = traitlets.List(traitlets.Int(min=2, max=16), [5, 4], minlen=2, maxlen=2).tag(sync=True)  # of each dimension
+    levels = traitlets.List([5, 4]).tag(sync=True)  # of each dimension, from 2 to 16
     mean = traitlets.Float(0.0, min=-2.0, max=2.0).tag(sync=True)  # of the input, in both dimensions
     scale = traitlets.Float(1.0, min=0.1, max=3.0).tag(sync=True)  # standard deviation of the input
+
+    @traitlets.validate("levels")
+    def _two(self, proposal: traitlets.Bunch) -> list[int]:
+        if len(proposal.value) != 2 or not all(isinstance(n, int) and 2 <= n <= 16 for n in proposal.value):
+            raise traitlets.TraitError(f"levels must be two integers from 2 to 16, got {proposal.value}")
+        return proposal.value
