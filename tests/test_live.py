@@ -1,7 +1,9 @@
 "Live training without a browser: every composition trains, buttons work on an event loop, nothing is lost by stopping."
 import asyncio
 import itertools
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -52,6 +54,9 @@ def in_thread(function, *arguments):
     with ThreadPoolExecutor(1) as pool: return pool.submit(function, *arguments).result()
 
 
+def made(*arguments, **choices): return in_thread(partial(LiveTraining, *arguments, **choices))  # it belongs to no event loop
+
+
 async def until(condition):
     for _ in range(1000):
         if condition(): return
@@ -61,7 +66,7 @@ async def until(condition):
 
 @pytest.mark.parametrize("chosen", [{"revival": "after 20 idle steps"}, {"learning": "moving average"}, {"quantizer": "Gumbel-softmax"}], ids=str)
 def test_run_stop_run_is_one_run(chosen):
-    live = LiveTraining(every=5, **chosen)
+    live = made(every=5, **chosen)
 
     async def press():
         live.buttons["Run"].click()
@@ -86,7 +91,7 @@ def test_run_stop_run_is_one_run(chosen):
 
 
 def test_reset_and_a_changed_control_begin_anew():
-    live = LiveTraining(every=5)
+    live = made(every=5)
     start = state(live)
     live.advance()
     live.buttons["Reset"].click()
@@ -108,8 +113,72 @@ def test_controls_without_effect_are_grey():
     assert {name for name, control in live.controls.items() if control.disabled} == {"initialization", "estimator", "learning", "revival"}
 
 
+def test_a_control_changed_back_continues_the_run():
+    live = made(every=5)
+    live.advance()
+    said = live.status.value
+    live.controls["codes"].value = 8
+    live.controls["codes"].value = 32
+    assert live.status.value == said
+
+    async def press():
+        live.buttons["Run"].click()
+        assert live.trainer.step == 5
+        live.buttons["Stop"].click()
+
+    in_thread(asyncio.run, press())
+
+
+def test_parts_that_do_not_fit_leave_the_last_run():
+    live = made(every=5)
+    live.advance()
+    model, trained = live.model, state(live)
+    live.controls["data"].value, live.controls["encoder"].value = "Gaussian", "convolutional"
+
+    async def press():
+        live.buttons["Run"].click()
+        assert not live.running
+
+    in_thread(asyncio.run, press())
+    assert "needs images" in live.status.value and live.model is model and same(state(live), trained)
+
+
+def test_clicks_in_another_thread_never_train_twice_at_once(monkeypatch):
+    "JupyterLab delivers clicks in a thread of its own, with an event loop of its own, also in the middle of a step."
+    fit, active, most, threads, inside = Trainer.fit, [], [], set(), threading.Event()
+
+    def watched(trainer, *arguments, **options):
+        active.append(1)
+        most.append(len(active))
+        threads.add(threading.get_ident())
+        inside.set()
+        try: return fit(trainer, *arguments, **options)
+        finally: active.pop()
+
+    monkeypatch.setattr(Trainer, "fit", watched)
+
+    async def cell():
+        live = LiveTraining(every=200)
+        live.run()
+
+        async def page():
+            assert inside.wait(30)
+            for button in ("Stop", "Run", "Stop", "Run"): live.buttons[button].click()
+            count = len(most)
+            await until(lambda: len(most) > count + 1)
+            live.buttons["Reset"].click()
+            assert live.trainer.step == 0 and not live.running
+            await asyncio.sleep(0.3)
+            assert live.trainer.step == 0  # no old task trains the new model
+
+        await asyncio.to_thread(asyncio.run, page())
+        return threading.get_ident()
+
+    assert threads == {in_thread(asyncio.run, cell())} and max(most) == 1
+
+
 def test_an_error_in_training_stops_it_and_is_shown(monkeypatch):
-    live = LiveTraining()
+    live = made()
     monkeypatch.setattr(Trainer, "fit", lambda *_, **__: (_ for _ in ()).throw(FloatingPointError("the loss is <infinite>")))
 
     async def press():
@@ -122,7 +191,7 @@ def test_an_error_in_training_stops_it_and_is_shown(monkeypatch):
 
 def test_an_interrupted_kernel_stops_the_loop():
     ended = []
-    repeater = Repeater(lambda: (_ for _ in ()).throw(KeyboardInterrupt), ended.append)
+    repeater = in_thread(Repeater, lambda: (_ for _ in ()).throw(KeyboardInterrupt), ended.append)
 
     async def press():
         repeater.start()
@@ -133,7 +202,7 @@ def test_an_interrupted_kernel_stops_the_loop():
 
 
 def test_without_an_event_loop_run_says_so_and_advance_works():
-    live = LiveTraining(every=3)
+    live = made(every=3)
     with pytest.raises(RuntimeError): in_thread(live.run)
     assert not live.running
     live.advance()
@@ -150,8 +219,12 @@ def test_a_model_of_ones_own_is_trained_and_reset():
     live.reset()
     assert live.model is model and same(state(live), start)
     with pytest.raises(TypeError): LiveTraining(torch.nn.Linear(2, 2), data)
+    with pytest.raises(TypeError): LiveTraining(model, "digits")
+    for steps in (0, -1, 1.5):
+        with pytest.raises((ValueError, TypeError)): live.advance(steps)
+    assert live.trainer.step == 0
 
 
-@pytest.mark.parametrize("wrong", [{"every": 0}, {"batch_size": -1}, {"codes": 1}, {"quantizer": "guess"}, {"steps": 3}], ids=str)
+@pytest.mark.parametrize("wrong", [{"every": 0}, {"every": 2.5}, {"batch_size": -1}, {"data": "guess"}, {"codes": 1}, {"quantizer": "guess"}, {"steps": 3}], ids=str)
 def test_wrong_arguments(wrong):
     with pytest.raises((ValueError, TypeError)): LiveTraining(**wrong)

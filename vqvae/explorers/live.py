@@ -12,6 +12,7 @@ import copy
 import html
 import io
 import os
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -82,7 +83,7 @@ def _trainer(model: VQVAE, lr: float, seed: int) -> Trainer:
 
 
 def live_trainer(
-    options: dict[str, Any],  # a name from `CHOICES` for each of its keys; codes, lr and seed as numbers
+    options: dict[str, Any],  # names from `CHOICES` for what the quantizer uses; codes, lr and seed as numbers
     data: BaseDataset,  # samples, (d,) or images
 ) -> Trainer:  # that has not begun
     "Compose a model with latents in the plane; raises `ValueError` for components that do not fit."
@@ -114,6 +115,7 @@ def training_picture(
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     axes = figure.subplot_mosaic([["plane", "perplexity"], ["plane", "loss"]], width_ratios=[1.3, 1])
     plot_codebook(codebook, z, torch.bincount(outputs["indices"].flatten(), minlength=len(codebook)), axes["plane"])
+    axes["plane"].locator_params(nbins=6)
     frame = trainer.tracker.frame
     frame = frame[frame["split"] == ("test" if "test" in set(frame["split"]) else "train")]
     for metric, name in (("perplexity", "perplexity"), ("reconstruction", "loss")):
@@ -130,38 +132,50 @@ def _png(figure: Figure) -> bytes:
 
 # %% ../../nbs/explorers/07_live_training.ipynb #loop
 class Repeater:
-    "Calls `step` again and again on the running event loop, until it is stopped or `step` raises; then `ended(error)`."
+    "Calls `step` again and again on an event loop, until it is stopped or `step` raises; then `ended(error)`. Any thread may start and stop it."
 
     def __init__(
         self,
         step: Callable[[], None],  # takes well under a second
         ended: Callable[[Exception | None], None],  # told once, with the error if there was one
     ):
-        self.step, self.ended, self._task = step, ended, None
+        self.step, self.ended, self.turn, self._run = step, ended, threading.RLock(), None
+        try: self._made_on = asyncio.get_running_loop()
+        except RuntimeError: self._made_on = None
 
     @property
-    def running(self) -> bool: return self._task is not None
+    def running(self) -> bool: return self._run is not None
+
+    def home(self) -> asyncio.AbstractEventLoop:
+        "The event loop that it was made on, else the one running here. Raises `RuntimeError` where there is none."
+        return self._made_on if self._made_on and self._made_on.is_running() else asyncio.get_running_loop()
 
     def start(self) -> None:
         "Begin, unless it runs already. Raises `RuntimeError` where there is no event loop."
-        loop = asyncio.get_running_loop()
-        if not self.running: self._task = loop.create_task(self._repeat())
+        home = self.home()
+        with self.turn:
+            if self.running: return
+            self._run = object()
+            asyncio.run_coroutine_threadsafe(self._repeat(self._run), home)
 
     def stop(self) -> None:
         "End after the step under way."
-        if self.running: self._task.cancel()
-        self._task = None
+        self._run = None
 
-    async def _repeat(self) -> None:
+    def _step(self, run: object) -> bool:
+        "One step, if `run` is still wanted."
+        with self.turn:
+            if self._run is run: self.step()
+            return self._run is run
+
+    async def _repeat(self, run: object) -> None:
         error = None
         try:
-            while True:
-                self.step()
-                await asyncio.sleep(0.01)  # others get their turn: a click on Stop, a cell
+            while self._step(run): await asyncio.sleep(0.01)  # others get their turn: a click on Stop, a cell
         except Exception as raised: error = raised
-        except KeyboardInterrupt: pass  # interrupting the kernel stops it, too
+        except KeyboardInterrupt: pass  # Ctrl-C while `step` runs
         finally:
-            if self._task is asyncio.current_task(): self._task = None
+            if self._run is run: self._run = None
             self.ended(error)
 
 # %% ../../nbs/explorers/07_live_training.ipynb #cell-013
@@ -180,21 +194,29 @@ def _controls(chosen: dict[str, Any]) -> dict[str, widgets.Widget]:
     return controls
 
 # %% ../../nbs/explorers/07_live_training.ipynb #cell-014
+def _count(value: int, name: str) -> int:
+    "Return `value`; raise unless it is an `int` of at least 1."
+    if isinstance(value, bool) or not isinstance(value, int): raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    return check_positive(value, name)
+
+
 class LiveTraining(widgets.VBox):
     "A training to run, stop and continue. `model`, `data` and `history` are there for Python."
 
     def __init__(
         self,
         model: VQVAE | None = None,  # train this one instead of choosing components
-        data: BaseDataset | None = None,  # its samples
+        data: BaseDataset | str | None = None,  # its samples; without a model, a name from `CHOICES`
         every: int = 20,  # training steps between two pictures
         batch_size: int = 64,  # samples per step
         **choices: Any,  # what the controls begin with, for example codes=64, estimator="rotation"
     ):
+        if model is None and isinstance(data, str): choices, data = {"data": data, **choices}, None
         if (model is None) != (data is None): raise ValueError(f"model and data go together, got only {'data' if model is None else 'model'}")
-        self.every, self.batch_size = check_positive(every, "every"), check_positive(batch_size, "batch_size")
+        if model is not None and not isinstance(data, BaseDataset): raise TypeError(f"data must be a BaseDataset, got {type(data).__name__}")
+        self.every, self.batch_size = _count(every, "every"), _count(batch_size, "batch_size")
         self._own = model and (model, data, copy.deepcopy(model.state_dict()))
-        self.controls, self._stale, self._loop = _controls(choices), False, Repeater(self.advance, self._ended)
+        self.controls, self._loop = _controls(choices), Repeater(self.advance, self._ended)
         self.status, self.image = widgets.HTML(), widgets.Image(format="png", layout=widgets.Layout(width="100%", max_width="60rem"))
         self.buttons = {name: widgets.Button(description=name) for name in ("Run", "Stop", "Reset")}
         for button, act in zip(self.buttons.values(), (self.run, self.stop, self.reset)): button.on_click(partial(self._pressed, act))
@@ -221,19 +243,24 @@ class LiveTraining(widgets.VBox):
     def reset(self) -> None:
         "Stop, and build what the controls say. Raises `ValueError` for parts that do not fit; the last run is then as it was."
         self.stop()
-        self.trainer, self.data = self._build()
-        self._stale = False
-        if getattr(self.data, "test", None) is not None: self.trainer.tracker.log(0, "test", **self.trainer.evaluate(self.data))
-        self._show()
+        with self._loop.turn:
+            options = self._options()
+            self.trainer, self.data = self._build(options)
+            self._begun = options
+            if getattr(self.data, "test", None) is not None: self.trainer.tracker.log(0, "test", **self.trainer.evaluate(self.data))
+            self._show()
 
     def advance(self, steps: int | None = None) -> None:
         "Train for some steps, `every` when left out, and draw. Needs neither browser nor event loop."
-        self.trainer.fit(self.data, steps=self.trainer.step + check_positive(steps or self.every, "steps"), batch_size=self.batch_size, progress=False)
-        self._show()
+        steps = self.every if steps is None else _count(steps, "steps")
+        with self._loop.turn:
+            self.trainer.fit(self.data, steps=self.trainer.step + steps, batch_size=self.batch_size, progress=False)
+            self._show()
 
     def run(self) -> None:
-        "Train until `stop` as a task of the running event loop; a new run if a control was changed."
-        if self._stale: self.reset()
+        "Train until `stop` as a task of the event loop; a new run if the controls say something else than this one was begun with."
+        self._loop.home()  # raises before anything is lost
+        if not self.running and self._options() != self._begun: self.reset()
         self._loop.start()
         self._enable()
 
@@ -242,8 +269,12 @@ class LiveTraining(widgets.VBox):
         self._loop.stop()
         self._enable()
 
-    def _build(self) -> tuple[Trainer, BaseDataset]:
-        options = {name: control.value for name, control in self.controls.items()}
+    def _options(self) -> dict[str, Any]:
+        "What the controls say, without those that have no effect."
+        used = {"lr", "seed"} if self._own else {"data", "encoder", "quantizer", "codes", "lr", "seed"} | USED[self.controls["quantizer"].value]
+        return {name: control.value for name, control in self.controls.items() if name in used}
+
+    def _build(self, options: dict[str, Any]) -> tuple[Trainer, BaseDataset]:
         if not self._own:
             data = CHOICES["data"][options["data"]]()
             return live_trainer(options, data), data
@@ -256,9 +287,9 @@ class LiveTraining(widgets.VBox):
         except Exception as error: self._say(error)
 
     def _changed(self, _: Any) -> None:
-        self._stale = True
         self._enable()
-        self._say("Run begins a new run with these choices.")
+        if self._options() == self._begun: self._report()
+        else: self._say("Run begins a new run with these choices.")
 
     def _ended(self, error: Exception | None) -> None:
         self._enable()
@@ -266,16 +297,19 @@ class LiveTraining(widgets.VBox):
 
     def _enable(self) -> None:
         "Grey out what has no effect now."
-        used = {"lr", "seed"} if self._own else {"data", "encoder", "quantizer", "codes", "lr", "seed"} | USED[self.controls["quantizer"].value]
+        used = self._options()
         for name, control in self.controls.items(): control.disabled = self.running or name not in used
         for name, button in self.buttons.items(): button.disabled = {"Run": self.running, "Stop": not self.running, "Reset": False}[name]
 
     def _say(self, text: Any) -> None: self.status.value = html.escape(str(text))
 
-    def _show(self) -> None:
+    def _report(self) -> None:
         rows = self.history
         last = dict(rows[rows["step"] == self.trainer.step][["metric", "value"]].itertuples(index=False))
         self._say(", ".join([f"step {self.trainer.step}", *(f"{name.replace('_', ' ')} {last[name]:.4g}" for name in ("loss", "perplexity", "dead_codes") if name in last)]))
+
+    def _show(self) -> None:
+        self._report()
         self.image.value = _png(training_picture(self.trainer, self.data))
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
