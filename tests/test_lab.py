@@ -79,6 +79,7 @@ class Notebook:
         self.page.goto(f"{lab.address}/lab/workspaces/{Path(name).stem}/tree/{name}?token={lab.token}")
         self.page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=PATIENCE)
         self.connection = self.wait(lambda: sorted(set(lab.runtime.glob("kernel-*.json")) - before))[0]
+        self.page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").wait_for(timeout=PATIENCE)  # before it is ready, a run is lost
         self.page.get_by_role("menuitem", name="Run", exact=True).click()
         self.page.locator("[data-command='runmenu:run-all']").click()
 
