@@ -36,6 +36,9 @@ def lab(tmp_path_factory):
     for path in NOTEBOOKS.glob("*.ipynb"): shutil.copy(path, folder)
     own = {f"JUPYTER{name}": str(folder / "settings" / name.lower()) for name in
            ("_CONFIG_DIR", "_DATA_DIR", "_RUNTIME_DIR", "LAB_SETTINGS_DIR", "LAB_WORKSPACES_DIR")}
+    tracker = Path(own["JUPYTERLAB_SETTINGS_DIR"]) / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
+    tracker.parent.mkdir(parents=True)
+    tracker.write_text('{"windowingMode": "none"}')  # every cell is in the page, also what is scrolled away
     environment = {**os.environ, **own, "JUPYTER_PREFER_ENV_PATH": "1", "OMP_NUM_THREADS": "1"}
     environment.pop("VQVAE_STATIC", None)
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}",
