@@ -73,10 +73,10 @@ def several(name: str) -> bool:
 
 
 def tidy(markdown: str) -> str:
-    """Fields for a signature that says nothing; a number beside its ± and its %; no link where none can be: in a signature, inside of
+    """Fields for a signature that says nothing; a number beside its ±, → and %; no link where none can be: in a signature, inside of
     a link that the author wrote, for a name that several modules define."""
     markdown = re.sub(NO_SIGNATURE, lambda doc: doc[1] + fields(doc[2].replace("/", "."), doc[3]), markdown, flags=re.DOTALL | re.MULTILINE)
-    markdown = re.sub(r"(?<=\d) %(?! ?\d)", "\xa0%", markdown.replace(" ± ", "\xa0±\xa0"))
+    markdown = re.sub(r"(?<=\d) %(?! ?\d)", "\xa0%", re.sub(r"(?<=\d) → (?=\d)", "\xa0→\xa0", markdown.replace(" ± ", "\xa0±\xa0")))
     markdown = re.sub(r"^```python$.*?^```$", lambda block: re.sub(NAME_LINK, r"\1", block[0]), markdown, flags=re.DOTALL | re.MULTILINE)
     markdown = re.sub(NAME_LINK, lambda link: link[1] if several(link[1].strip("`()")) else link[0], markdown)
     return re.sub(rf"\[([^][\n]*){NAME_LINK}([^][\n]*)\]\(", r"[\1\2\3](", markdown)
