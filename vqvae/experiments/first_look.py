@@ -124,6 +124,7 @@ def draw(
         if part.limit.notna().all(): ax.axvline(part.limit.iloc[0], color=LIMIT, ls="--", label="water-filling limit")
         ax.set(title=f"{task}, {part.bits.iloc[0]:.0f} bits per sample", xlabel="distortion per dimension", yticks=range(len(labels)))
         ax.set_yticklabels(labels)
+        ax.locator_params(axis="x", nbins=4)
         ax.grid(axis="y", visible=False)
     np.atleast_1d(axes)[0].invert_yaxis()
     fig.legend(loc="outside lower center")
