@@ -96,6 +96,13 @@ def test_links(name):
     assert broken == []
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_every_anchor_is_one_place(name):
+    "No two elements of a page have the same id: a heading called like a part of the frame would take its place and its looks."
+    ids = [tag["id"] for tag in parsed(SITE / name).find_all(id=True)]
+    assert sorted({i for i in ids if ids.count(i) > 1}) == []
+
+
 LITERAL = {  # what a reader must not see: a pattern, by what it is a trace of
     "a Markdown link": r"\]\((?!\))[^()\s]*(\.html|\.ipynb|//|#)", "a citation": r"\[@\w|@\w+\d{4}", "code in backticks": r"`\w[^`\n]*`",
     "TeX": r"\$[^$\n]+\$|\\(mathrm|mathbb|frac|sum|log|hat|text|left|lVert|[a-z]*epsilon)\b", "a fenced block": r":::|```", "bold": r"\*\*\w[^*\n]*\*\*"}
@@ -231,7 +238,7 @@ def test_from_disk(chromium):
         operate(watched.page, *EXPLORERS["codebook"])
         if OURS:
             watched.page.get_by_role("searchbox").fill("perplexity")
-            assert "http.server" in watched.page.locator("#results").inner_text()
+            assert "http.server" in watched.page.locator("#search-results").inner_text()
         assert watched.problems == []
 
 
@@ -240,13 +247,13 @@ def test_search_theme_and_menu(chromium, address):
     with Watched(chromium, address, viewport={"width": 390, "height": 844}) as watched:
         page = watched.open("theory/rate_distortion.html")
         page.get_by_role("searchbox").fill("water-filling")
-        page.locator("#results a").first.wait_for()
-        assert page.locator("#results a").count() >= 3
+        page.locator("#search-results a").first.wait_for()
+        assert page.locator("#search-results a").count() >= 3
         seen = "name => { const box = document.querySelector(name).getBoundingClientRect(); return box.top < innerHeight && box.bottom > 0 }"
         page.evaluate("scrollTo(0, 2000)")
-        assert page.evaluate(seen, "#results")  # wherever on the page one searches
+        assert page.evaluate(seen, "#search-results")  # wherever on the page one searches
         page.keyboard.press("Escape")
-        assert not page.locator("#results").is_visible()
+        assert not page.locator("#search-results").is_visible()
         colour = "getComputedStyle(document.body).backgroundColor"
         light = page.evaluate(colour)
         page.get_by_label("Switch between light and dark").click()

@@ -73,10 +73,10 @@ def several(name: str) -> bool:
 
 
 def tidy(markdown: str) -> str:
-    """Fields for a signature that says nothing; a number beside its ±; no link where none can be: in a signature, inside of
+    """Fields for a signature that says nothing; a number beside its ±, → and %; no link where none can be: in a signature, inside of
     a link that the author wrote, for a name that several modules define."""
     markdown = re.sub(NO_SIGNATURE, lambda doc: doc[1] + fields(doc[2].replace("/", "."), doc[3]), markdown, flags=re.DOTALL | re.MULTILINE)
-    markdown = markdown.replace(" ± ", "\xa0±\xa0")
+    markdown = re.sub(r"(?<=\d) %(?! ?\d)", "\xa0%", re.sub(r"(?<=\d) → (?=\d)", "\xa0→\xa0", markdown.replace(" ± ", "\xa0±\xa0")))
     markdown = re.sub(r"^```python$.*?^```$", lambda block: re.sub(NAME_LINK, r"\1", block[0]), markdown, flags=re.DOTALL | re.MULTILINE)
     markdown = re.sub(NAME_LINK, lambda link: link[1] if several(link[1].strip("`()")) else link[0], markdown)
     return re.sub(rf"\[([^][\n]*){NAME_LINK}([^][\n]*)\]\(", r"[\1\2\3](", markdown)
@@ -144,8 +144,9 @@ def reading_order(node: Any) -> list[str]:
 def finish(html: str, figures: dict[str, bytes]) -> str:
     "The mark after a formula stays on its line, the search does not read TeX, and figures of several panels are known as wide."
     for name, content in figures.items():
-        width = re.match(rb'<svg[^>]* width="([\d.]+)pt"', content[content.find(b"<svg"):])
-        if width and float(width[1]) > 520: html = html.replace(f'<img src="{name}"', f'<img class="wide" src="{name}"')
+        svg = re.match(rb'<svg[^>]* width="([\d.]+)pt"', content[content.find(b"<svg"):])
+        width = float(svg[1]) if svg else int.from_bytes(content[16:20]) / 2 if content.startswith(b"\x89PNG") else 0
+        if width > 520: html = html.replace(f'<img src="{name}"', f'<img class="wide" src="{name}"')
     html = html.replace("<annotation ", "<annotation data-pagefind-ignore ")
     return re.sub(r'(<math display="inline"(?:(?!</math>).)*</math>)([.,:;?!)]+)', r'<span class="together">\1\2</span>', html, flags=re.DOTALL)
 

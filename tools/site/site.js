@@ -46,7 +46,7 @@ for (const block of document.querySelectorAll("div.sourceCode")) {
 }
 
 // Search: Pagefind's index is read with fetch, which browsers refuse on pages opened from disk.
-const results = $("#results");
+const results = $("#search-results");
 let pagefind;
 
 async function search(words) {

@@ -122,11 +122,12 @@ def draw(
             color = PALETTE[["VQ", "rotation VQ", "Gumbel", "FSQ"].index(row.quantizer)]
             ax.errorbar(row.distortion, y, xerr=row["± distortion"], fmt="o", color=color, capsize=3)
         if part.limit.notna().all(): ax.axvline(part.limit.iloc[0], color=LIMIT, ls="--", label="water-filling limit")
-        if part.limit.notna().all(): ax.legend(loc="upper right")
         ax.set(title=f"{task}, {part.bits.iloc[0]:.0f} bits per sample", xlabel="distortion per dimension", yticks=range(len(labels)))
         ax.set_yticklabels(labels)
+        ax.locator_params(axis="x", nbins=4)
         ax.grid(axis="y", visible=False)
     np.atleast_1d(axes)[0].invert_yaxis()
+    fig.legend(loc="outside lower center")
     return fig
 
 

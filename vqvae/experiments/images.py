@@ -379,7 +379,7 @@ def draw(
     rows = rows[rows.steps <= 400]
     columns = rows.assign(psnr=-10 * np.log10(rows.distortion), reference=-10 * np.log10(rows.gaussian))
     table = summarize_rows(columns, ["dataset", "method", "tokens", "setting"], ["rate", "psnr", "reference"])
-    fig, axes = plt.subplots(table.dataset.nunique(), 1, figsize=(6.4, 8.4), squeeze=False)
+    fig, axes = plt.subplots(table.dataset.nunique(), 1, figsize=(5.4, 8.0), squeeze=False)
     for ax, (name, part) in zip(axes.flat, table.groupby("dataset", sort=False)):
         line = part.sort_values("rate")
         ax.plot(line.rate, line.reference, color=LIMIT, ls="--", label="Gaussian reference", zorder=1)

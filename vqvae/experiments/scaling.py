@@ -296,8 +296,8 @@ def draw(
         unit = _law(1, 4)  # Zador's law over D(R), whatever n
         curve(right, part.assign(**{"over_law": part.over_law * unit, "± over_law": part["± over_law"] * unit}),
               "over_law", color=color, label=label)
-    left.set(yscale="log", ylabel="squared error per dimension", title="Trained codebooks follow the law,")
-    right.set(ylabel="squared error / D(R), k = 4", ylim=(1, 2.2), title="but not quite its slope")
+    left.set(yscale="log", ylabel="squared error per dimension", title="Trained codebooks follow Zador's law")
+    right.set(ylabel="squared error / D(R), k = 4", ylim=(1, 2.2), title="Over D(R): not quite the slope of the law")
     for ax in (left, right): ax.legend()
     return fig
 
