@@ -75,7 +75,9 @@ def read_images(
 
 # %% ../../nbs/data/05_folder.ipynb #cell-013
 class ImageFolderDataset(InMemoryDataset):
-    "All images below a folder at one size, values in [0, 1], read at construction; a seeded share is held out."
+    """All images below a folder at one size, values in [0, 1], read at construction; a seeded share is held out.
+
+    `files[split]` lists the file of each image."""
 
     def __init__(
         self,

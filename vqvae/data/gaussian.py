@@ -29,7 +29,8 @@ def linear_gaussian_spectrum(
 
 # %% ../../nbs/data/01_gaussian.ipynb #cell-010
 class GaussianDataset(InMemoryDataset):
-    "Samples of x = Ay + w, with `A`, `covariance`, `U_k`, `eigenvalues` and `latent_eigenvalues` known."
+    """Samples of x = Ay + w, with `A` (d, k), `covariance` (d, d), `eigenvalues` (d,), their first k eigenvectors `U_k` (d, k)
+    and `latent_eigenvalues` (k,), the variances of U_kᵀ x, known."""
 
     def __init__(
         self,

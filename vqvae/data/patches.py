@@ -48,7 +48,9 @@ def draw_patches(
 
 # %% ../../nbs/data/03_patches.ipynb #cell-012
 class ImagePatchDataset(InMemoryDataset):
-    "Patches of two photographs with values in [0, 1]; training and test patches come from regions that share no pixel."
+    """Patches of two photographs with values in [0, 1]; training and test patches come from regions that share no pixel.
+
+    `positions[split]` (n, 3) holds photograph, row and column of each patch."""
 
     def __init__(
         self,

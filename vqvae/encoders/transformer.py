@@ -22,7 +22,7 @@ def patchify(
     p = patch_size
     return x.reshape(B, C, H // p, p, W // p, p).permute(0, 2, 4, 1, 3, 5).flatten(3)
 
-
+# %% ../../nbs/encoders/04_transformer.ipynb #unpatchify
 def unpatchify(
     patches: Tensor,  # (B, h, w, C*p*p)
     channels: int,  # C

@@ -43,7 +43,7 @@ def initialization_inputs(
     samples = check_last_dim(data, dim, "data").detach().reshape(-1, dim).to(torch.float32)
     return check_last_dim(samples, dim, "data").to(generator.device, torch.float64), generator
 
-
+# %% ../../nbs/initialization/00_base.ipynb #returned
 def as_codebook(
     codes: Tensor,  # (codebook_size, dim), any floating-point dtype
     data: Tensor | None,  # the data as the caller gave them: their device is the codebook's
@@ -51,7 +51,7 @@ def as_codebook(
     "The codebook that an initializer returns."
     return codes.to(codes.device if data is None else data.device, torch.float32).contiguous()
 
-
+# %% ../../nbs/initialization/00_base.ipynb #required
 def require_samples(
     samples: Tensor | None,  # (N, dim)
     needed: int,  # the least N

@@ -19,7 +19,7 @@ def uniform_init(
     *,
     generator: torch.Generator | None = None,  # None is a fresh one with seed 0
 ) -> Tensor:  # codebook, (codebook_size, dim), float32
-    """Codes drawn uniformly from the cube [−1/n, 1/n]^k: the customary start, which leaves many codes unused.
+    """Codes drawn uniformly from ±1/n in each of the k coordinates: the customary start, which leaves many codes unused.
 
     Raises `ValueError` for sizes below 1 and for data that are not finite or have another last dimension."""
     _, generator = initialization_inputs(codebook_size, dim, data, generator)

@@ -22,7 +22,7 @@ class Entered(NamedTuple):
     z: Tensor  # float32 or float64, (B, *grid, dim); zeros where padded
     mask: Tensor | None  # bool, (B, *grid), true at real positions
 
-
+# %% ../../nbs/quantizers/00_base.ipynb #enter
 def enter(
     z: Tensor,  # latents, (B, *grid, dim)
     dim: int,  # expected size of the last axis
@@ -49,13 +49,13 @@ def masked_mean(
     if values.ndim > mask.ndim: weight = weight.unsqueeze(-1).expand_as(values)
     return (values * weight).sum() / weight.sum()
 
-
+# %% ../../nbs/quantizers/00_base.ipynb #commitment
 def commitment_loss(
     z: Tensor,  # latents, (B, *grid, dim)
     q: Tensor,  # their codewords, same shape
     mask: Tensor | None = None,  # bool, (B, *grid)
 ) -> Tensor:  # scalar, squared error per element
-    "Pull the encoder towards the codewords: $\\lVert z - \\mathrm{sg}[q]\\rVert^2$, no gradient to the codebook [@vandenoord2017neural]."
+    "Pull the encoder towards the codewords: the mean of $(z - \\mathrm{sg}[q])^2$ over elements, no gradient to the codebook [@vandenoord2017neural]."
     return masked_mean((z - q.detach()).square(), mask)
 
 # %% ../../nbs/quantizers/00_base.ipynb #cell-011

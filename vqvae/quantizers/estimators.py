@@ -83,7 +83,7 @@ def rotation_unscaled(
     frame = _frame(z, q)
     return graft_gradient(q.detach(), torch.where(frame.defined, _rotate(z, frame), z))
 
-
+# %% ../../nbs/quantizers/01_estimators.ipynb #tangent
 def rotation_tangent(
     z: Tensor,  # latents, (..., dim)
     q: Tensor,  # nearest codewords, (..., dim)

@@ -60,7 +60,7 @@ def codes_to_vectors(
     "Codewords between −1 and 1."
     return codes.to(torch.float32) / (levels // 2).to(torch.float32)
 
-
+# %% ../../nbs/quantizers/05_fsq.ipynb #round
 def round_codes(
     bounded: Tensor,  # output of `bound`, (..., dim)
     levels: Tensor,  # number of levels of each coordinate, int64, (dim,)
@@ -82,7 +82,7 @@ def codes_to_indices(
     "One number for all digits, the first digit fastest."
     return ((codes + levels // 2) * _radix(levels)).sum(-1)
 
-
+# %% ../../nbs/quantizers/05_fsq.ipynb #digits
 def indices_to_codes(
     indices: Tensor,  # 0 to product of levels − 1, int64, (...)
     levels: Tensor,  # number of levels of each coordinate, int64, (dim,)

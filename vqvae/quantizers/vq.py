@@ -91,7 +91,7 @@ class RotationVectorQuantizer(VectorQuantizer):
     ):
         super().__init__(dim, codebook_size, init_codebook, rotation, learning, revival, seed)
 
-
+# %% ../../nbs/quantizers/04_vq.ipynb #projection
 class ProjectionVectorQuantizer(VectorQuantizer):
     "Vector quantization whose gradient is projected onto the line from latent to codeword."
 
