@@ -12,7 +12,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -24,8 +23,8 @@ from ..data.digits import DigitsDataset
 from ..data.patches import ImagePatchDataset
 from ..decoders.conv import ConvDecoder
 from ..encoders.conv import ConvEncoder
-from ..evaluation.style import LIMIT, PALETTE
-from .study import Study, mean_interval, summarize_rows
+from ..evaluation.style import PALETTE
+from .study import Study, summarize_rows
 from ..initialization.data import kmeans_init
 from ..models.vqvae import VQVAE
 from ..quantizers.base import BaseQuantizer

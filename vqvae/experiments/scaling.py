@@ -32,7 +32,7 @@ from ..initialization.rate_distortion import rd_gaussian_init
 from ..initialization.uniform import uniform_init
 from ..quantizers.learning import EMALearning, Revival
 from ..quantizers.vq import VectorQuantizer
-from ..theory.high_resolution import LATTICE_CONSTANTS, sphere_bound, zador_distortion
+from ..theory.high_resolution import LATTICE_CONSTANTS, zador_distortion
 from ..theory.random_coding import best_codebook_variance
 from ..theory.rate_distortion import gaussian_distortion
 

@@ -6,7 +6,6 @@
 __all__ = ['RemoteSource', 'remote_source', 'linear_gaussian_eigenvalues', 'pca_source', 'noiseless_source']
 
 # %% ../../nbs/theory/04_linear_gaussian.ipynb #cell-002
-import math
 from typing import NamedTuple
 
 import torch

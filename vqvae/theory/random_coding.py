@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 
 from ..core import check_positive
-from .rate_distortion import _nonnegative, _spectrum
+from .rate_distortion import _spectrum
 from .shannon_bound import _code_variances
 
 # %% ../../nbs/theory/09_random_coding.ipynb #cell-007
