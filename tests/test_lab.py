@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.request import urlopen
@@ -28,10 +29,7 @@ def free_port() -> int:
 def lab(tmp_path_factory):
     "A server with settings of its own, in a folder with a copy of the explorers' notebooks."
     for name in ("jupyterlab", "anywidget", "jupyter_client"):
-        with contextlib.suppress(ImportError):
-            __import__(name)
-            continue
-        missing(f"{name} is not installed: pip install -e '.[lab]'")
+        if find_spec(name) is None: missing(f"{name} is not installed: pip install -e '.[lab]'")
     folder, port, token = tmp_path_factory.mktemp("lab"), free_port(), secrets.token_hex(8)
     for path in NOTEBOOKS.glob("*.ipynb"): shutil.copy(path, folder)
     own = {f"JUPYTER{name}": str(folder / "settings" / name.lower()) for name in

@@ -15,7 +15,7 @@ import traitlets
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
-from .base import Array, Explorer, explorer_source
+from .base import Array, Explorer, explorer_source, finite_array
 from ..initialization.rate_distortion import rd_gaussian_init
 from ..theory.lloyd_max import gaussian_source, lloyd_max
 
@@ -42,7 +42,7 @@ def _scalar_distortions() -> list[float]:
     source = gaussian_source()
     return [2.0, *(lloyd_max(source, levels).distortion.item() for levels in range(1, 65))]
 
-
+# %% ../../nbs/explorers/05_codebook.ipynb #explorer
 class CodebookExplorer(Explorer):
     "Codewords to drag in the plane; `codebook` holds them as an array, (n, 2)."
     _esm = explorer_source("codebook")
@@ -64,19 +64,13 @@ class CodebookExplorer(Explorer):
     ):
         samples = plane_sources()
         if data is not None:
-            samples = {"own": self._checked(data).tolist()} | samples
+            own = finite_array(data, 2, "data")
+            if own.shape[1] != 2: raise ValueError(f"data must have shape (N, 2), got {own.shape}")
+            samples = {"own": own.tolist()} | samples
             traits.setdefault("source", "own")
         super().__init__(samples=samples, scalar=_scalar_distortions(), **traits)
         if codebook is None: codebook = rd_gaussian_init(16, 2, torch.from_numpy(self.points))
         self.codebook = codebook
-
-    @staticmethod
-    def _checked(data: Any) -> np.ndarray:
-        kind = Array([[0.0, 0.0]], axes=2)
-        kind.name = "data"
-        points = kind.validate(None, data)
-        if points.shape[1] != 2: raise ValueError(f"data must have shape (N, 2), got {points.shape}")
-        return points
 
     @property
     def points(self) -> np.ndarray:

@@ -13,7 +13,7 @@ import html
 import io
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -22,8 +22,8 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from ..core import check_positive, evaluating
-from ..data.base import BaseDataset
+from ..core import evaluating
+from ..data.base import BaseDataset, _check_count
 from ..data.digits import DigitsDataset
 from ..data.gaussian import GaussianDataset
 from ..decoders.conv import ConvDecoder
@@ -193,14 +193,36 @@ def _controls(chosen: dict[str, Any]) -> dict[str, widgets.Widget]:
         if controls[name].value != value: raise ValueError(f"{name}={value!r} cannot be chosen: the nearest is {controls[name].value!r}")
     return controls
 
+# %% ../../nbs/explorers/07_live_training.ipynb #panel
+class _Panel(widgets.VBox):
+    "Controls, three buttons, a line of text and a picture; a subclass says what the buttons do (`run`, `stop`, `reset`) and answers `_changed`."
+
+    def __init__(self, controls: dict[str, widgets.Widget]):
+        self.controls, self.status = controls, widgets.HTML()
+        self.image = widgets.Image(format="png", layout=widgets.Layout(width="100%", max_width="60rem"))
+        self.buttons = {name: widgets.Button(description=name) for name in ("Run", "Stop", "Reset")}
+        for button, act in zip(self.buttons.values(), (self.run, self.stop, self.reset)): button.on_click(partial(self._pressed, act))
+        for control in controls.values(): control.observe(self._changed, "value")
+        rows = [widgets.Box(list(row.values()), layout=widgets.Layout(flex_flow="row wrap")) for row in (controls, self.buttons)]
+        super().__init__([*rows, self.status, self.image])
+
+    def _pressed(self, act: Callable[[], None], _: widgets.Button) -> None:
+        try: act()
+        except Exception as error: self._say(error)
+
+    def _say(self, text: Any) -> None: self.status.value = html.escape(str(text))
+
+    def _grey_out(self, used: Collection[str], running: bool) -> None:
+        "Only controls in `used` can be changed, and none while it runs."
+        for name, control in self.controls.items(): control.disabled = running or name not in used
+        for name, button in self.buttons.items(): button.disabled = {"Run": running, "Stop": not running, "Reset": False}[name]
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        if not os.environ.get("VQVAE_STATIC"): return super()._repr_mimebundle_(**kwargs)
+        return {"image/png": base64.b64encode(self.image.value).decode(), "text/plain": f"<{type(self).__name__}>"}
+
 # %% ../../nbs/explorers/07_live_training.ipynb #cell-014
-def _count(value: int, name: str) -> int:
-    "Return `value`; raise unless it is an `int` of at least 1."
-    if isinstance(value, bool) or not isinstance(value, int): raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    return check_positive(value, name)
-
-
-class LiveTraining(widgets.VBox):
+class LiveTraining(_Panel):
     "A training to run, stop and continue. `model`, `data` and `history` are there for Python."
 
     def __init__(
@@ -214,15 +236,10 @@ class LiveTraining(widgets.VBox):
         if model is None and isinstance(data, str): choices, data = {"data": data, **choices}, None
         if (model is None) != (data is None): raise ValueError(f"model and data go together, got only {'data' if model is None else 'model'}")
         if model is not None and not isinstance(data, BaseDataset): raise TypeError(f"data must be a BaseDataset, got {type(data).__name__}")
-        self.every, self.batch_size = _count(every, "every"), _count(batch_size, "batch_size")
+        self.every, self.batch_size = _check_count(every, "every"), _check_count(batch_size, "batch_size")
         self._own = model and (model, data, copy.deepcopy(model.state_dict()))
-        self.controls, self._loop = _controls(choices), Repeater(self.advance, self._ended)
-        self.status, self.image = widgets.HTML(), widgets.Image(format="png", layout=widgets.Layout(width="100%", max_width="60rem"))
-        self.buttons = {name: widgets.Button(description=name) for name in ("Run", "Stop", "Reset")}
-        for button, act in zip(self.buttons.values(), (self.run, self.stop, self.reset)): button.on_click(partial(self._pressed, act))
-        for control in self.controls.values(): control.observe(self._changed, "value")
-        rows = [widgets.Box(list(row.values()), layout=widgets.Layout(flex_flow="row wrap")) for row in (self.controls, self.buttons)]
-        super().__init__([*rows, self.status, self.image])
+        self._loop = Repeater(self.advance, self._ended)
+        super().__init__(_controls(choices))
         self.reset()
 
     @property
@@ -252,7 +269,7 @@ class LiveTraining(widgets.VBox):
 
     def advance(self, steps: int | None = None) -> None:
         "Train for some steps, `every` when left out, and draw. Needs neither browser nor event loop."
-        steps = self.every if steps is None else _count(steps, "steps")
+        steps = self.every if steps is None else _check_count(steps, "steps")
         with self._loop.turn:
             self.trainer.fit(self.data, steps=self.trainer.step + steps, batch_size=self.batch_size, progress=False)
             self._show()
@@ -282,10 +299,6 @@ class LiveTraining(widgets.VBox):
         model.load_state_dict(start)
         return _trainer(model, options["lr"], options["seed"]), data
 
-    def _pressed(self, act: Callable[[], None], _: widgets.Button) -> None:
-        try: act()
-        except Exception as error: self._say(error)
-
     def _changed(self, _: Any) -> None:
         self._enable()
         if self._options() == self._begun: self._report()
@@ -295,13 +308,7 @@ class LiveTraining(widgets.VBox):
         self._enable()
         if error: self._say(error)
 
-    def _enable(self) -> None:
-        "Grey out what has no effect now."
-        used = self._options()
-        for name, control in self.controls.items(): control.disabled = self.running or name not in used
-        for name, button in self.buttons.items(): button.disabled = {"Run": self.running, "Stop": not self.running, "Reset": False}[name]
-
-    def _say(self, text: Any) -> None: self.status.value = html.escape(str(text))
+    def _enable(self) -> None: self._grey_out(self._options(), self.running)
 
     def _report(self) -> None:
         rows = self.history
@@ -311,7 +318,3 @@ class LiveTraining(widgets.VBox):
     def _show(self) -> None:
         self._report()
         self.image.value = _png(training_picture(self.trainer, self.data))
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        if not os.environ.get("VQVAE_STATIC"): return super()._repr_mimebundle_(**kwargs)
-        return {"image/png": base64.b64encode(self.image.value).decode(), "text/plain": "<LiveTraining>"}
