@@ -103,6 +103,12 @@ def test_every_anchor_is_one_place(name):
     assert sorted({i for i in ids if ids.count(i) > 1}) == []
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_figures_are_described(name):
+    "Every figure says in words what it shows: `#| fig-alt:` in the cell that draws it."
+    assert [tag["src"] for tag in parsed(SITE / name).select("main img") if not tag.get("alt", "").strip()] == []
+
+
 LITERAL = {  # what a reader must not see: a pattern, by what it is a trace of
     "a Markdown link": r"\]\((?!\))[^()\s]*(\.html|\.ipynb|//|#)", "a citation": r"\[@\w|@\w+\d{4}", "code in backticks": r"`\w[^`\n]*`",
     "TeX": r"\$[^$\n]+\$|\\(mathrm|mathbb|frac|sum|log|hat|text|left|lVert|[a-z]*epsilon)\b", "a fenced block": r":::|```", "bold": r"\*\*\w[^*\n]*\*\*"}

@@ -29,8 +29,10 @@ def linear_gaussian_spectrum(
 
 # %% ../../nbs/data/01_gaussian.ipynb #cell-010
 class GaussianDataset(InMemoryDataset):
-    """Samples of x = Ay + w, with `A` (d, k), `covariance` (d, d), `eigenvalues` (d,), their first k eigenvectors `U_k` (d, k)
-    and `latent_eigenvalues` (k,), the variances of U_kᵀ x, known."""
+    """Samples of x = Ay + w whose covariance is known.
+
+    `A` (d, k), `covariance` (d, d), `eigenvalues` (d,), their first k eigenvectors `U_k` (d, k) and `latent_eigenvalues` (k,),
+    the variances of U_kᵀ x."""
 
     def __init__(
         self,

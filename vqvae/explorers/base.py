@@ -31,7 +31,7 @@ def finite_array(
     axes: int,  # how many it must have
     name: str,  # how the message calls it
 ) -> np.ndarray:  # float64, a copy that cannot be written to
-    "Take numbers from Python, NumPy or PyTorch; raises `ValueError` when there are none, some are not finite, or the number of axes is another."
+    "Numbers from Python, NumPy or PyTorch as an array; raises `ValueError` when some are not finite, there are none, or in other axes."
     try: array = np.array(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=float)
     except (TypeError, ValueError) as error: raise ValueError(f"{name} must be a finite numeric array: {error}") from None
     if array.ndim != axes or array.size == 0: raise ValueError(f"{name} must have {axes} axes and not be empty, got shape {array.shape}")
