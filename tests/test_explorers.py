@@ -89,7 +89,7 @@ def test_finite_scalar_quantization(call, levels):
     quantizer = FiniteScalarQuantizer(levels)
     z = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0)) * 0.9 + 0.4
     z_q, indices, _ = quantizer(z)
-    digits = [np.searchsorted(c["edges"], z[:, i].double()) for i, c in enumerate(found["coordinates"])]
+    digits = [np.searchsorted(c["edges"], z[:, i].double().numpy()) for i, c in enumerate(found["coordinates"])]
     away = torch.stack([(bound(z.double(), torch.tensor(levels))[:, i] % 1 - 0.5).abs() > 1e-5 for i in (0, 1)]).all(0)
     assert away.float().mean() > 0.99  # all but points on an edge, which float32 may round the other way
     assert (torch.from_numpy(digits[0] + levels[0] * digits[1])[away] == indices[away]).all()

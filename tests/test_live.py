@@ -26,7 +26,7 @@ def compositions():
             yield {"encoder": encoder, "quantizer": quantizer, **dict(zip(names, values))}
 
 
-@pytest.mark.parametrize("chosen", compositions(), ids=lambda chosen: ", ".join(chosen.values()))
+@pytest.mark.parametrize("chosen", list(compositions()), ids=lambda chosen: ", ".join(chosen.values()))
 def test_every_composition_trains(chosen):
     data = DigitsDataset()
     trainer = live_trainer(PLAIN | chosen, data)

@@ -32,7 +32,7 @@ def finite_array(
     name: str,  # how the message calls it
 ) -> np.ndarray:  # float64, a copy that cannot be written to
     "Numbers from Python, NumPy or PyTorch as an array; raises `ValueError` when some are not finite, there are none, or in other axes."
-    try: array = np.array(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=float)
+    try: array = np.array(value.detach().cpu().numpy() if isinstance(value, Tensor) else value, dtype=float)
     except (TypeError, ValueError) as error: raise ValueError(f"{name} must be a finite numeric array: {error}") from None
     if array.ndim != axes or array.size == 0: raise ValueError(f"{name} must have {axes} axes and not be empty, got shape {array.shape}")
     if not np.isfinite(array).all(): raise ValueError(f"{name} must not hold NaN or infinity")
