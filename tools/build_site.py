@@ -7,6 +7,7 @@ import posixpath
 import re
 import shutil
 import subprocess
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from importlib import import_module
@@ -82,6 +83,18 @@ def tidy(markdown: str) -> str:
     return re.sub(rf"\[([^][\n]*){NAME_LINK}([^][\n]*)\]\(", r"[\1\2\3](", markdown)
 
 
+def say_where_from(cells: list[dict]) -> None:
+    "Put the import of all that a page defines before the first definition."
+    found = {at: re.search(r"show_doc\((\w+)\).*/(vqvae/[\w/]+)\.py#", "".join(cell["source"]) + json.dumps(cell.get("outputs")), re.DOTALL)
+             for at, cell in enumerate(cells) if cell["cell_type"] == "code"}
+    found = {at: match for at, match in found.items() if match}
+    if not found: return
+    first, names = min(found), ", ".join(match[1] for match in found.values())
+    line = f"from {found[first][2].replace('/', '.')} import "
+    line += names if len(line + names) < 80 else "(\n" + textwrap.fill(names, 79, initial_indent=" " * 4, subsequent_indent=" " * 4) + ")"
+    cells.insert(first, {"cell_type": "markdown", "metadata": {}, "source": f"```python\n{line}\n```"})
+
+
 def localize(source: Path, host: str) -> None:
     "Let nbdev's links to the published site lead into this one; a method leads to its class, a private name to its page."
     for path in source.rglob("*.ipynb"):
@@ -91,6 +104,7 @@ def localize(source: Path, host: str) -> None:
         def local(lines: list[str] | str) -> list[str]:
             return tidy(re.sub(re.escape(host) + r"/([\w/]+\.html)#([\w.]+)", inside, "".join(lines))).splitlines(keepends=True)
         notebook = json.loads(path.read_text())
+        say_where_from(notebook["cells"])
         for cell in notebook["cells"]:
             if cell["cell_type"] != "code": cell["source"] = local(cell["source"])
             for output in cell.get("outputs", []):
