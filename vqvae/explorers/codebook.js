@@ -139,7 +139,7 @@ function render({ model, el }) {
     assign(model, { seed, initializer, codebook: INITIALIZERS[initializer](points, size, random(seed)) });
   };
   const source = select(controls, { label: "Source", options: Object.keys(model.get("samples")), change: (value) => { assign(model, { source: value }); initialize(model.get("codebook").length); } });
-  const deviation = slider(controls, { label: "Narrower by", min: 0.05, max: 1, step: 0.01, change: (value) => assign(model, { deviation: value }) });
+  const deviation = slider(controls, { label: "Axis ratio", min: 0.05, max: 1, step: 0.01, change: (value) => assign(model, { deviation: value }) });
   const angle = slider(controls, { label: "Turned by", min: 0, max: 180, step: 1, unit: "°", change: (value) => assign(model, { angle: value }) });
   const size = slider(controls, { label: "Codes", min: 1, max: MOST_CODES, step: 1, change: (value) => initialize(value) });
   const start = select(controls, { label: "Start", options: Object.keys(INITIALIZERS), change: (value) => initialize(model.get("codebook").length, value) });
@@ -155,15 +155,16 @@ function render({ model, el }) {
   const shown = readout(numbers, ["Distortion", "Rate log₂ n", "Entropy", "Perplexity", "Dead codes"]);
 
   const plane = plot(plots, { title: "Codewords and their cells: drag them", x: [-REACH, REACH], y: [-REACH, REACH], xLabel: "dimension 1", yLabel: "dimension 2", square: true, width: 400, height: 400 });
-  const curve = plot(plots, { title: "Rate and distortion, with the limits", x: [0, 3.2], y: [1e-3, 2], xLabel: "rate (bits per dimension)", yLabel: "distortion per dimension", logY: true, width: 400, height: 400 });
+  const curve = plot(plots, { title: "Rate and distortion", x: [0, 3.2], y: [1e-3, 2], xLabel: "rate (bits per dimension)", yLabel: "distortion per dimension", logY: true, width: 400, height: 400 });
   const [regions, cloud, marks, handles] = ["g", "path", "g", "g"].map((tag) => make(tag));
   update(cloud, { fill: "none", stroke: "var(--vq-ink)", "stroke-opacity": 0.4, "stroke-width": 2.2, "stroke-linecap": "round" });
   plane.layer.append(regions, cloud, marks, handles);
   const [bound, zador, staircase] = [["vq-curve", "var(--vq-1)"], ["vq-limit", "var(--vq-4)"], ["vq-curve", "var(--vq-3)"]].map(([name, stroke]) => make("path", { class: name, style: `stroke: ${stroke}` }));
   const ours = make("circle", { r: 6, fill: "var(--vq-2)" }), coded = make("circle", { r: 5, fill: "none", stroke: "var(--vq-2)", "stroke-width": 2 }), theirs = make("rect", { width: 10, height: 10, fill: "var(--vq-5)" });
   curve.layer.append(bound, zador, staircase, ours, coded, theirs);
-  const legend = [["R(D), Gaussian", "var(--vq-1)"], ["high resolution, 2-D", "var(--vq-4)"], ["scalar Lloyd–Max", "var(--vq-3)"], ["● this codebook  ○ entropy-coded", "var(--vq-2)"]];
-  curve.layer.append(...legend.map(([name, color], i) => make("text", { x: curve.box.left + 10, y: curve.box.bottom - 66 + 17 * i, style: `fill: ${color}; font-weight: 600` }, name)));
+  const legend = [["R(D), Gaussian", "var(--vq-1)"], ["high resolution, 2-D", "var(--vq-4)"], ["scalar Lloyd–Max", "var(--vq-3)"], ["● this codebook  ○ entropy-coded", "var(--vq-2)"], ["■ compared with", "var(--vq-5)"]];
+  const entries = legend.map(([name, color], i) => make("text", { x: curve.box.left + 10, y: curve.box.bottom - 83 + 17 * i, style: `fill: ${color}; font-weight: 600` }, name));
+  curve.layer.append(...entries);
   const palette = ["--vq-1", "--vq-2", "--vq-3", "--vq-4", "--vq-5", "--vq-6"];
   const grid = Array.from({ length: 65 }, (_, i) => (i * 6.4) / 64), floor = (d) => Math.min(2, Math.max(1e-3, d));
   let drawn = {}; // what the cloud and the curves were drawn for
@@ -201,6 +202,7 @@ function render({ model, el }) {
       : !moved && drawn.overlay === now.overlay && drawn.size === n ? drawn.other : implicitCodebook(now.overlay, points, n);
     each(marks, "implicit", other?.codebook ?? [], () => make("rect", { width: 8, height: 8, fill: "var(--vq-5)", stroke: "var(--vq-ink)" }),
       (mark, [x, y]) => update(mark, { x: plane.px(clip(x)) - 4, y: plane.py(clip(y)) - 4 }));
+    update(entries.at(-1), { visibility: other ? "visible" : "hidden" });
     update(theirs, { visibility: other ? "visible" : "hidden", ...(other && { x: curve.px(other.bits / 2) - 5, y: curve.py(floor(other.distortion)) - 5 }) });
     update(ours, { cx: curve.px(bits / 2), cy: curve.py(floor(result.distortion)) });
     update(coded, { cx: curve.px(result.entropy / 2), cy: curve.py(floor(result.distortion)) });

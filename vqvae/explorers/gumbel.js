@@ -20,7 +20,7 @@ export function compute({ logits, temperature, noise }) {
   };
 }
 
-const REACH = 4, CORNERS = [[0, 0], [1, 0], [0.5, Math.sqrt(3) / 2]], COLORS = ["--vq-1", "--vq-2", "--vq-3"];
+const REACH = 4, CORNERS = [[0, 0], [1, 0], [0.5, Math.sqrt(3) / 2]], COLORS = ["--vq-1", "--vq-2", "--vq-3"], KINDS = ["--vq-6", "--vq-4", "--vq-5"]; // of the codes; of what is said about them
 const onSimplex = (y) => [0, 1].map((axis) => y.reduce((sum, v, i) => sum + v * CORNERS[i][axis], 0));
 
 function render({ model, el }) {
@@ -45,9 +45,9 @@ function render({ model, el }) {
   simplex.layer.append(make("polygon", { points: corner, fill: "none", stroke: "var(--vq-soft)", "stroke-width": 1.5 }), points);
   CORNERS.forEach(([x, y], i) => simplex.layer.append(make("text", { class: "vq-label", "text-anchor": "middle", x: simplex.px(x), y: simplex.py(y) + (i < 2 ? 20 : -9) }, `code ${i + 1}`)));
   const average = make("circle", { r: 6, fill: "var(--vq-ink)", stroke: "var(--vq-page)", "stroke-width": 2 });
-  simplex.layer.append(average);
+  simplex.layer.append(average, make("text", { class: "vq-label", "text-anchor": "middle", x: simplex.px(0.5), y: simplex.py(0) + 46 }, "● mean of the samples"));
   const legend = ["softmax", "soft mean", "hard share"];
-  shares.layer.append(...legend.map((name, i) => make("g", {}, make("rect", { x: shares.box.left + 8 + 92 * i, y: 14, width: 11, height: 11, fill: `var(${COLORS[i]})` }), make("text", { x: shares.box.left + 23 + 92 * i, y: 24 }, name))));
+  shares.layer.append(...legend.map((name, i) => make("g", {}, make("rect", { x: shares.box.left + 8 + 92 * i, y: 14, width: 11, height: 11, fill: `var(${KINDS[i]})` }), make("text", { x: shares.box.left + 23 + 92 * i, y: 24 }, name))));
 
   onChange(model, ["logits", "temperature", "hard", "noise"], () => {
     const state = { logits: model.get("logits"), temperature: model.get("temperature"), noise: model.get("noise") }, result = compute(state), isHard = model.get("hard");
@@ -69,7 +69,7 @@ function render({ model, el }) {
     const [x, y] = onSimplex(isHard ? result.hard : result.soft);
     update(average, { cx: simplex.px(x), cy: simplex.py(y) });
     [result.probabilities, result.soft, result.hard].forEach((values, k) =>
-      each(shares.layer, `share${k}`, values, () => make("rect", { fill: `var(${COLORS[k]})` }), (bar, value, i) => update(bar, {
+      each(shares.layer, `share${k}`, values, () => make("rect", { fill: `var(${KINDS[k]})` }), (bar, value, i) => update(bar, {
         x: shares.px(i + 0.14 + 0.24 * k), width: shares.px(0.22) - shares.px(0), y: shares.py(value), height: shares.box.bottom - shares.py(value) })));
   });
 }

@@ -37,7 +37,7 @@ function render({ model, el }) {
   const rate = slider(controls, { label: "Rate", min: 0, max: MOST_BITS, step: 0.1, unit: "bits", change: (value) => assign(model, { rate: value }) });
   const presets = { equal: () => 1, geometric: (i) => LARGEST * 0.5 ** i, "two strong": (i) => (i < 2 ? 3 : 0.25) };
   for (const [name, value] of Object.entries(presets)) button(controls, name, () => assign(model, { variances: names.map((_, i) => value(i)) }));
-  const shown = readout(numbers, ["Water level θ", "Distortion D", "One rate for all", "Components with bits"]);
+  const shown = readout(numbers, ["Water level θ", "Distortion D", "D at equal bits", "Components with bits"]);
 
   const water = plot(plots, { title: "Variances and water: drag the tops", x: [0, count], y: [0, LARGEST * 1.08], xLabel: "component", yLabel: "variance", names });
   const bits = plot(plots, { title: "Where the bits go", x: [0, count], y: [0, 4], xLabel: "component", yLabel: "bits", names });
