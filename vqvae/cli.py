@@ -185,7 +185,7 @@ def run_named_study(
     scheduler: str | None = None,  # address of a dask scheduler
     save: str | None = None,  # a .csv file
 ) -> None:
-    "Run what is missing, print the table, write rows, table and figure; raises `RuntimeError` if rows failed."
+    "Run what is missing, print the table, write rows, table and figure where the study draws one; raises `RuntimeError` if rows failed."
     study = find_study(name)
     folder, command = Path(output) / study.name, f"vqvae study run {name}"
     print(study.question, flush=True)
@@ -200,7 +200,7 @@ def run_named_study(
         with atomic_path(folder / "figure.png") as temporary: figure.savefig(temporary, dpi=150)
         plt.close(figure)
     _print_table(table)
-    print(f"rows, table and figure in {folder}")
+    print(f"{'rows, table and figure' if study.draw else 'rows and table'} in {folder}")
     _failures(rows)
     if save: save_rows(finished, save, command)
 

@@ -434,8 +434,9 @@ def stored_rows(
 def mean_interval(
     values: Iterable[float],  # one number per seed
 ) -> tuple[float, float]:  # mean, half-width of the 95 % interval (NaN for a single value)
-    "Mean and half-width of Student's 95 % confidence interval."
+    "Mean and half-width of Student's 95 % confidence interval; raises `ValueError` without a value."
     values = np.asarray(list(values), dtype=float)
+    if len(values) == 0: raise ValueError("values is empty: an interval needs a value")
     if len(values) < 2: return float(values.mean()), float("nan")
     return float(values.mean()), float(stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values)))
 

@@ -69,7 +69,7 @@ def step_from_rate(
     source: ScalarSource,  # density
     rate: float,  # bits per sample, above 0
 ) -> float:  # Δ
-    "The step at which `uniform_threshold` has the entropy `rate`. Raises `ValueError` unless that is positive."
+    "The step at which `uniform_threshold` has the entropy `rate`. Raises `ValueError` unless that is positive and takes at most a million cells."
     check_positive(rate, "rate")
     start = math.sqrt(12 * source.variance) * 2.0**-rate
     return _root(lambda step: rate - uniform_threshold(source, step).entropy.item(), start)

@@ -58,7 +58,8 @@ def nearest_hexagonal(
 def nearest_e8(
     x: Tensor,  # points, (..., 8)
 ) -> Tensor:  # the nearest point of E8, (..., 8)
-    "The nearest point of D8 or of D8 + 1/2. Source: Conway and Sloane 1982."
+    "The nearest point of D8 or of D8 + 1/2; raises `ValueError` for points of another dimension. Source: Conway and Sloane 1982."
+    if x.shape[-1] != 8: raise ValueError(f"x must have 8 values on its last axis, got shape {tuple(x.shape)}")
     return _nearer(x, nearest_checkerboard(x), nearest_checkerboard(x - 0.5) + 0.5)
 
 # %% ../../nbs/theory/07_lattices.ipynb #cell-015
@@ -145,7 +146,8 @@ def measure_second_moment(
     samples: int = 100_000,  # points in the cell
     seed: int = 0,
 ) -> tuple[float, float]:  # G and the half width of a 99 % interval
-    "Monte-Carlo estimate of the normalized second moment, from the decoder alone."
+    "Monte-Carlo estimate of the normalized second moment, from the decoder alone; raises `ValueError` for less than two samples."
+    if samples < 2: raise ValueError(f"samples must be at least 2, got {samples}")
     points = lattice.sample_cell(samples, torch.Generator().manual_seed(seed))
     squares = points.square().mean(-1) / lattice.volume ** (2 / lattice.dim)
     return squares.mean().item(), 2.576 * (squares.std() / math.sqrt(samples)).item()
