@@ -92,7 +92,7 @@ def say_where_from(cells: list[dict]) -> None:
     first, names = min(found), ", ".join(match[1] for match in found.values())
     line = f"from {found[first][2].replace('/', '.')} import "
     line += names if len(line + names) < 80 else "(\n" + textwrap.fill(names, 79, initial_indent=" " * 4, subsequent_indent=" " * 4) + ")"
-    cells.insert(first, {"cell_type": "markdown", "metadata": {}, "source": f"```python\n{line}\n```"})
+    cells.insert(first, {"cell_type": "markdown", "id": "imports", "metadata": {}, "source": f"```python\n{line}\n```"})
 
 
 def localize(source: Path, host: str) -> None:
