@@ -52,11 +52,13 @@ let pagefind;
 async function search(words) {
   results.hidden = !words;
   if (!words) return;
+  menu(false);
   if (location.protocol === "file:") {
     results.textContent = "A page opened from disk may not read the search index. Run “python -m http.server -d _docs” and open http://localhost:8000.";
     return;
   }
-  pagefind ??= await import(new URL(`${results.dataset.root}/pagefind/pagefind.js`, location.href).href);
+  try { pagefind ??= await import(new URL(`${results.dataset.root}/pagefind/pagefind.js`, location.href).href); }
+  catch { results.textContent = "The search index cannot be read just now."; return; }
   const found = await pagefind.debouncedSearch(words);
   if (!found) return; // the words changed meanwhile
   const pages = await Promise.all(found.results.slice(0, 8).map((result) => result.data()));
@@ -73,6 +75,12 @@ async function search(words) {
 }
 
 $("#query").addEventListener("input", (event) => search(event.target.value.trim()));
+document.addEventListener("focusin", (event) => { if (!event.target.closest("[role=search], #search-results")) results.hidden = true; });
+addEventListener("pageshow", (event) => { // a page that the browser kept
+  if (!event.persisted) return;
+  try { document.documentElement.dataset.theme = localStorage.theme ?? document.documentElement.dataset.theme; } catch { /* no storage */ }
+  search("");
+});
 $("[role=search]").addEventListener("submit", (event) => event.preventDefault());
 document.addEventListener("keydown", (event) => {
   if (event.key === "/" && !/INPUT|TEXTAREA|SELECT/.test(document.activeElement.tagName)) { event.preventDefault(); $("#query").focus(); }
