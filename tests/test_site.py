@@ -231,9 +231,14 @@ def test_explorer_by_touch(chromium, address):
         box, session = dot.bounding_box(), watched.context.new_cdp_session(page)
         at = lambda dy: {"touchPoints": [{"x": box["x"] + 7, "y": box["y"] + 7 + dy}]}
         session.send("Input.dispatchTouchEvent", {"type": "touchStart", **at(0)})
-        for dy in (10, 20, 30): session.send("Input.dispatchTouchEvent", {"type": "touchMove", **at(dy)})
+        scrolled = page.evaluate("scrollY")
+        for dy in range(10, 61, 10):
+            session.send("Input.dispatchTouchEvent", {"type": "touchMove", **at(dy)})
+            page.wait_for_timeout(40)
         session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
         page.wait_for_function("v => document.querySelector('.vq-readout output[name=\"Distortion D\"]').textContent !== v", arg=before)
+        assert page.evaluate("scrollY") == scrolled  # the finger moved the handle and not the page, all the way
+        assert abs(dot.bounding_box()["y"] - box["y"] - 60) < 4
 
 
 def test_from_disk(chromium):

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Array', 'CodebookExplorer', 'CollapseExplorer', 'Explorer', 'FSQExplorer', 'GradientExplorer', 'GumbelExplorer',
-           'LiveTraining', 'WaterFillingExplorer', 'explorer_source', 'load_recording', 'plane_sources', 'record_run']
+           'LiveTraining', 'Real', 'WaterFillingExplorer', 'explorer_source', 'load_recording', 'plane_sources',
+           'record_run']
 
 # %% ../../nbs/explorers/index.ipynb #cell-002
-from .base import Array, Explorer, explorer_source
+from .base import Array, Explorer, Real, explorer_source
 from .codebook import CodebookExplorer, plane_sources
 from .collapse import CollapseExplorer, load_recording, record_run
 from .fsq import FSQExplorer
@@ -17,5 +18,5 @@ from .live import LiveTraining
 from .waterfilling import WaterFillingExplorer
 
 # %% ../../nbs/explorers/index.ipynb #cell-003
-_all_ = ["Array", "CodebookExplorer", "CollapseExplorer", "Explorer", "FSQExplorer", "GradientExplorer", "GumbelExplorer", "LiveTraining",
+_all_ = ["Array", "CodebookExplorer", "CollapseExplorer", "Explorer", "FSQExplorer", "GradientExplorer", "GumbelExplorer", "LiveTraining", "Real",
          "WaterFillingExplorer", "explorer_source", "load_recording", "plane_sources", "record_run"]

@@ -162,11 +162,13 @@ function render({ model, el }) {
   const [bound, zador, staircase] = [["vq-curve", "var(--vq-1)"], ["vq-limit", "var(--vq-4)"], ["vq-curve", "var(--vq-3)"]].map(([name, stroke]) => make("path", { class: name, style: `stroke: ${stroke}` }));
   const ours = make("circle", { r: 6, fill: "var(--vq-2)" }), coded = make("circle", { r: 5, fill: "none", stroke: "var(--vq-2)", "stroke-width": 2 }), theirs = make("rect", { width: 10, height: 10, fill: "var(--vq-5)" });
   curve.layer.append(bound, zador, staircase, ours, coded, theirs);
-  const legend = [["R(D), Gaussian", "var(--vq-1)"], ["high resolution, 2-D", "var(--vq-4)"], ["scalar Lloyd–Max", "var(--vq-3)"], ["● this codebook  ○ entropy-coded", "var(--vq-2)"], ["■ compared with", "var(--vq-5)"]];
-  const entries = legend.map(([name, color], i) => make("text", { x: curve.box.left + 10, y: curve.box.bottom - 83 + 17 * i, style: `fill: ${color}; font-weight: 600` }, name));
+  const legend = [["━ R(D), Gaussian", "var(--vq-1)"], ["━ high resolution, 2-D", "var(--vq-4)"], ["━ scalar Lloyd–Max", "var(--vq-3)"], ["● this codebook  ○ entropy-coded", "var(--vq-2)"], ["■ compared with", "var(--vq-5)"]];
+  const entries = legend.map(([name, color], i) => make("text", { x: curve.box.left + 10, y: curve.box.bottom - 83 + 17 * i, class: "vq-label", style: "font-size: 12px" },
+    ...name.split(/([━●○■])/).map((part) => (/[━●○■]/.test(part) ? make("tspan", { style: `fill: ${color}` }, part) : part))));
   curve.layer.append(...entries);
   const palette = ["--vq-1", "--vq-2", "--vq-3", "--vq-4", "--vq-5", "--vq-6"];
   const grid = Array.from({ length: 65 }, (_, i) => (i * 6.4) / 64), floor = (d) => Math.min(2, Math.max(1e-3, d));
+  const shownOf = (points) => points.filter(([, d]) => d >= 1e-3 && d <= 2);
   let drawn = {}; // what the cloud and the curves were drawn for
 
   onChange(model, NAMES, () => {
@@ -193,10 +195,10 @@ function render({ model, el }) {
 
     if (moved) {
       update(cloud, { d: points.filter(([x, y]) => Math.abs(x) < REACH && Math.abs(y) < REACH).map(([x, y]) => `M${plane.px(x).toFixed(1)} ${plane.py(y).toFixed(1)}h0`).join("") });
-      update(bound, { d: curve.path(grid.map((r) => [r / 2, floor(limit(moments.variances, r))])) });
-      update(zador, { d: curve.path(grid.map((r) => [r / 2, highResolution(moments.variances, r)]).filter(([, d]) => d < 2).map(([r, d]) => [r, floor(d)])) });
+      update(bound, { d: curve.path(shownOf(grid.map((r) => [r / 2, limit(moments.variances, r)]))) });
+      update(zador, { d: curve.path(shownOf(grid.map((r) => [r / 2, highResolution(moments.variances, r)]))) });
       const codes = Array.from({ length: MOST_CODES }, (_, i) => i + 1), scalar = model.get("scalar");
-      update(staircase, { d: curve.path(codes.map((c) => [Math.log2(c) / 2, floor(scalarPair(moments.variances, c, scalar))])) });
+      update(staircase, { d: curve.path(shownOf(codes.map((c) => [Math.log2(c) / 2, scalarPair(moments.variances, c, scalar)]))) });
     }
     const other = now.overlay === "nothing" ? null
       : !moved && drawn.overlay === now.overlay && drawn.size === n ? drawn.other : implicitCodebook(now.overlay, points, n);

@@ -15,7 +15,7 @@ import traitlets
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
-from .base import Array, Explorer, explorer_source, finite_array
+from .base import Array, Explorer, Real, explorer_source, finite_array
 from ..initialization.rate_distortion import rd_gaussian_init
 from ..theory.lloyd_max import gaussian_source, lloyd_max
 
@@ -48,8 +48,8 @@ class CodebookExplorer(Explorer):
     _esm = explorer_source("codebook")
     samples = traitlets.Dict().tag(sync=True)  # samples by name of the source
     source = traitlets.Unicode("Gaussian").tag(sync=True)  # which of them
-    deviation = traitlets.Float(0.5, min=0.05, max=1.0).tag(sync=True)  # of the Gaussian's second axis; the first has 1
-    angle = traitlets.Float(30.0, min=0.0, max=180.0).tag(sync=True)  # of the Gaussian's first axis, degrees
+    deviation = Real(0.5, min=0.05, max=1.0).tag(sync=True)  # of the Gaussian's second axis; the first has 1
+    angle = Real(30.0, min=0.0, max=180.0).tag(sync=True)  # of the Gaussian's first axis, degrees
     codebook = Array([[0.0, 0.0]], axes=2)  # codewords, (n, 2), at most 64
     initializer = traitlets.Enum(["uniform", "sample", "k-means", "rate–distortion"], "rate–distortion").tag(sync=True)  # last one used
     overlay = traitlets.Enum(["nothing", "FSQ", "sign"], "nothing").tag(sync=True)  # a fixed codebook to compare with
@@ -59,13 +59,14 @@ class CodebookExplorer(Explorer):
     def __init__(
         self,
         codebook: Any = None,  # codewords to begin with, (n, 2); 16 rate–distortion codes when left out
-        data: Any = None,  # samples of your own, (N, 2): they become the source "own"
+        data: Any = None,  # samples of your own, (N, 2), within ±3.2: they become the source "own"
         **traits: Any,  # initial values of other traits
     ):
         samples = plane_sources()
         if data is not None:
             own = finite_array(data, 2, "data")
             if own.shape[1] != 2: raise ValueError(f"data must have shape (N, 2), got {own.shape}")
+            if np.abs(own).max() > 3.2: raise ValueError(f"data must lie within ±3.2, what the picture shows, got {np.abs(own).max():.3g}: divide by the standard deviation")
             samples = {"own": own.tolist()} | samples
             traits.setdefault("source", "own")
         super().__init__(samples=samples, scalar=_scalar_distortions(), **traits)

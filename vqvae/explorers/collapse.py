@@ -69,7 +69,7 @@ class CollapseExplorer(Explorer):
 
     @traitlets.validate("left", "right")
     def _recorded(self, proposal: traitlets.Bunch) -> list[str]:
-        if ", ".join(proposal.value) not in self.recording["runs"]:
+        if len(proposal.value) != len(self.recording["choices"]) or ", ".join(map(str, proposal.value)) not in self.recording["runs"]:
             raise traitlets.TraitError(f"{proposal.trait.name} must name one of {list(self.recording['runs'])}, got {proposal.value}")
         return proposal.value
 

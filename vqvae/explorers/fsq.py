@@ -8,15 +8,15 @@ __all__ = ['FSQExplorer']
 # %% ../../nbs/explorers/03_fsq.ipynb #cell-002
 import traitlets
 
-from .base import Explorer, explorer_source
+from .base import Explorer, Real, explorer_source
 
 # %% ../../nbs/explorers/03_fsq.ipynb #cell-005
 class FSQExplorer(Explorer):
     "Bins of finite scalar quantization in two dimensions, and their probabilities for a Gaussian input."
     _esm = explorer_source("fsq")
     levels = traitlets.List([5, 4]).tag(sync=True)  # of each dimension, from 2 to 16
-    mean = traitlets.Float(0.0, min=-2.0, max=2.0).tag(sync=True)  # of the input, in both dimensions
-    scale = traitlets.Float(1.0, min=0.1, max=3.0).tag(sync=True)  # standard deviation of the input
+    mean = Real(0.0, min=-2.0, max=2.0).tag(sync=True)  # of the input, in both dimensions
+    scale = Real(1.0, min=0.1, max=3.0).tag(sync=True)  # standard deviation of the input
 
     @traitlets.validate("levels")
     def _two(self, proposal: traitlets.Bunch) -> list[int]:

@@ -70,7 +70,12 @@ function render({ model, el }) {
     label: name === "g" ? "Upstream gradient g" : name,
     step: 0.05,
     read: () => (name === "g" ? plus(model.get("q"), model.get("g")) : model.get(name)),
-    move: (x, y) => assign(model, { [name]: name === "g" ? plus([inside(x), inside(y)], model.get("q"), -1) : [inside(x), inside(y)] }),
+    move: (x, y) => {
+      const to = [inside(x), inside(y)], q = model.get("q");
+      if (name === "z") assign(model, { z: to });
+      else if (name === "g") assign(model, { g: plus(to, q, -1) });
+      else assign(model, { q: to, g: plus(plus(to, model.get("g")).map(inside), to, -1) }); // the tip of g stays in reach
+    },
   }));
   dots.append(...points);
   for (const [i, name] of names.entries()) lines.append(make("path", { "aria-label": name }));

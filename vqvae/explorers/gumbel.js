@@ -26,7 +26,7 @@ const onSimplex = (y) => [0, 1].map((axis) => y.reduce((sum, v, i) => sum + v * 
 function render({ model, el }) {
   const { controls, numbers, plots } = layout(el, "Gumbel-softmax explorer");
   // the slider is logarithmic: temperatures from 0.05 to 10
-  const temperature = slider(controls, { label: "Temperature τ", min: -3, max: 2.3, step: 0.02, change: (value) => assign(model, { temperature: Number(Math.exp(value).toPrecision(3)) }) });
+  const temperature = slider(controls, { label: "Temperature τ", min: -3, max: 2.32, step: 0.02, change: (value) => assign(model, { temperature: Math.min(10, Math.max(0.05, Number(Math.exp(value).toPrecision(3)))) }) });
   const hard = button(controls, "hard samples", () => assign(model, { hard: !model.get("hard") }));
   button(controls, "equal logits", () => assign(model, { logits: [0, 0, 0] }));
   button(controls, "one favourite", () => assign(model, { logits: [3, 0, -1] }));
@@ -36,7 +36,7 @@ function render({ model, el }) {
   const simplex = plot(plots, { title: "Samples on the simplex", x: [-0.12, 1.12], y: [-0.12, 1.02], xLabel: "", yLabel: "", square: true });
   simplex.axes = () => {};
   simplex.svg.querySelector(".vq-axes").replaceChildren();
-  const shares = plot(plots, { title: "Probability, and what samples make of it", x: [0, 3], y: [0, 1], xLabel: "code", yLabel: "probability", names: ["1", "2", "3"] });
+  const shares = plot(plots, { title: "Probabilities and samples", x: [0, 3], y: [0, 1.15], xLabel: "code", yLabel: "probability", names: ["1", "2", "3"] });
 
   const columns = make("g"), ends = make("g"), zero = make("line", { stroke: "var(--vq-soft)", x1: bars.box.left, x2: bars.box.right, y1: bars.py(0), y2: bars.py(0) });
   bars.layer.append(columns, zero, ends);
@@ -53,6 +53,7 @@ function render({ model, el }) {
     const state = { logits: model.get("logits"), temperature: model.get("temperature"), noise: model.get("noise") }, result = compute(state), isHard = model.get("hard");
     temperature.show(Math.log(state.temperature));
     temperature.input.nextElementSibling.textContent = format(state.temperature);
+    update(temperature.input, { "aria-valuetext": format(state.temperature) });
     update(hard, { "aria-pressed": String(isHard) });
     shown.show([`${format(result.kl)} nats`, `${1 + result.probabilities.indexOf(Math.max(...result.probabilities))}`, format(result.gap)]);
     each(columns, "bar", state.logits, () => make("rect"), (bar, value, i) => update(bar, {

@@ -188,6 +188,7 @@ def _controls(chosen: dict[str, Any]) -> dict[str, widgets.Widget]:
                  "seed": widgets.BoundedIntText(0, 0, 2**31 - 1, description="seed", **look)}
     for name, value in chosen.items():
         if name not in controls: raise ValueError(f"there is no control {name!r}, only {list(controls)}")
+        if value is None: raise ValueError(f"{name}=None cannot be chosen")
         try: controls[name].value = value
         except Exception as error: raise ValueError(f"{name}={value!r} cannot be chosen: {error}") from None
         if controls[name].value != value: raise ValueError(f"{name}={value!r} cannot be chosen: the nearest is {controls[name].value!r}")
@@ -235,6 +236,8 @@ class LiveTraining(_Panel):
     ):
         if model is None and isinstance(data, str): choices, data = {"data": data, **choices}, None
         if (model is None) != (data is None): raise ValueError(f"model and data go together, got only {'data' if model is None else 'model'}")
+        if model is not None and not isinstance(model, VQVAE): raise TypeError(f"model must be a VQVAE, got {type(model).__name__}")
+        if model is not None and (extra := set(choices) - {"lr", "seed"}): raise ValueError(f"a model of one's own leaves no choice of {sorted(extra)}")
         if model is not None and not isinstance(data, BaseDataset): raise TypeError(f"data must be a BaseDataset, got {type(data).__name__}")
         self.every, self.batch_size = _check_count(every, "every"), _check_count(batch_size, "batch_size")
         self._own = model and (model, data, copy.deepcopy(model.state_dict()))

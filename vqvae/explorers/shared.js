@@ -2,7 +2,7 @@
 // An explorer's module is this file followed by its own, so that the whole is one ES module without imports.
 
 const SVG = "http://www.w3.org/2000/svg";
-const SHAPES = new Set(["svg", "g", "path", "circle", "line", "rect", "text", "polygon", "title"]);
+const SHAPES = new Set(["svg", "g", "path", "circle", "line", "rect", "text", "polygon", "title", "tspan"]);
 
 export function update(element, attributes) {
   for (const [name, value] of Object.entries(attributes)) {
@@ -117,33 +117,37 @@ export function each(parent, kind, data, create, draw) {
   data.forEach((datum, i) => draw(present[i], datum, i));
 }
 
+// Steps of 0.05 that lead to 0 end at 0.
+const exact = (value) => Math.round(value * 1e9) / 1e9;
+
 // A handle in a plot: dragged by mouse, pen or finger, moved by the arrow keys. `move(x, y, event)` gets the new values.
 export function handle(figure, { label, step, read, move, radius = 7 }) {
   const dot = make("circle", { r: radius, class: "vq-handle", tabindex: 0, role: "slider", "aria-label": label });
   const keys = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
   update(dot, {
-    pointerdown(event) { dot.setPointerCapture(event.pointerId); event.preventDefault(); dot.focus(); },
+    pointerdown(event) { if (event.button) return; dot.setPointerCapture(event.pointerId); event.preventDefault(); dot.focus(); },
     pointermove(event) { if (dot.hasPointerCapture(event.pointerId)) move(...figure.at(event), event); },
     keydown(event) {
       const way = keys[event.key];
       if (!way) return;
       event.preventDefault();
       const [x, y] = read(), size = event.shiftKey ? 10 * step : step;
-      move(x + way[0] * size, y + way[1] * size, event);
+      move(exact(x + way[0] * size), exact(y + way[1] * size), event);
     },
   });
+  dot.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false }); // the finger drags the handle, not the page
   return dot;
 }
 
 export function place(figure, dot, x, y, text) {
-  update(dot, { cx: figure.px(x), cy: figure.py(y), "aria-valuenow": format(y), "aria-valuetext": text });
+  update(dot, { cx: figure.px(x), cy: figure.py(y), "aria-valuenow": exact(y), "aria-valuemin": figure.y[0], "aria-valuemax": figure.y[1], "aria-valuetext": text });
 }
 
 // Controls. Each returns an object whose `show(value)` makes the control display a value set elsewhere.
 
 export function slider(parent, { label, min, max, step, unit = "", change }) {
   const input = make("input", { type: "range", min, max, step, "aria-label": label });
-  const output = make("output");
+  const output = make("output", { "aria-live": "off" }); // the slider itself says its value
   input.addEventListener("input", () => change(Number(input.value)));
   parent.append(make("label", { class: "vq-control" }, make("span", {}, label), input, output));
   return { input, show(value) { input.value = value; output.textContent = `${format(value)}${unit && ` ${unit}`}`; } };
@@ -165,9 +169,16 @@ export function button(parent, label, press) {
 
 // A row of named numbers that is read out when it has settled.
 export function readout(parent, names) {
-  const values = names.map((name) => make("output", { name }));
-  parent.append(make("dl", { class: "vq-readout" }, ...names.map((name, i) => make("div", {}, make("dt", {}, name), make("dd", {}, values[i])))));
-  return { show(texts) { texts.forEach((text, i) => { values[i].textContent = text; }); } };
+  const values = names.map((name) => make("output", { name, "aria-live": "off" })), said = make("p", { class: "vq-said", role: "status" });
+  let waiting;
+  parent.append(make("dl", { class: "vq-readout" }, ...names.map((name, i) => make("div", {}, make("dt", {}, name), make("dd", {}, values[i])))), said);
+  return {
+    show(texts) {
+      texts.forEach((text, i) => { values[i].textContent = text; });
+      if (waiting) clearTimeout(waiting);
+      waiting = setTimeout(() => { said.textContent = names.map((name, i) => `${name} ${texts[i]}`).join(", "); }, waiting ? 700 : 0);
+    },
+  };
 }
 
 // The three parts of an explorer's element, in the order that it is read in.

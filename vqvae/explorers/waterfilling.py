@@ -10,14 +10,14 @@ import numpy as np
 import torch
 import traitlets
 
-from .base import Array, Explorer, explorer_source
+from .base import Array, Explorer, Real, explorer_source
 
 # %% ../../nbs/explorers/01_waterfilling.ipynb #cell-005
 class WaterFillingExplorer(Explorer):
     "Reverse water-filling of a Gaussian source, component by component."
     _esm = explorer_source("waterfilling")
     variances = Array([4.0, 2.0, 1.0, 0.5, 0.25, 0.12, 0.06, 0.03], axes=1)  # eigenvalues of the source, from 0 to 4
-    rate = traitlets.Float(6.0, min=0.0, max=24.0).tag(sync=True)  # bits per vector
+    rate = Real(6.0, min=0.0, max=24.0).tag(sync=True)  # bits per vector
     noise = Array(torch.randn(128, 2, generator=torch.Generator().manual_seed(0)).double().round(decimals=4), axes=2)  # codes at variance 1, (n, 2)
 
     @traitlets.validate("variances")
