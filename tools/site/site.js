@@ -75,7 +75,7 @@ async function search(words) {
 }
 
 $("#query").addEventListener("input", (event) => search(event.target.value.trim()));
-document.addEventListener("focusin", (event) => { if (!event.target.closest("[role=search], #search-results")) results.hidden = true; });
+document.addEventListener("focusin", (event) => { results.hidden = !$("#query").value.trim() || !event.target.closest("[role=search], #search-results"); });
 addEventListener("pageshow", (event) => { // a page that the browser kept
   if (!event.persisted) return;
   try { document.documentElement.dataset.theme = localStorage.theme ?? document.documentElement.dataset.theme; } catch { /* no storage */ }

@@ -7,7 +7,6 @@ __all__ = ['explorer_source', 'finite_array', 'Array', 'Real', 'Explorer']
 
 # %% ../../nbs/explorers/00_base.ipynb #cell-002
 import json
-import math
 import os
 from importlib.resources import files
 from typing import Any
@@ -60,7 +59,7 @@ class Real(traitlets.Float):
     def validate(self, obj: Any, value: Any) -> float:
         "The value; raises `TraitError` when it is no number, out of range, or NaN, which lies in every range."
         value = super().validate(obj, value)
-        if not math.isfinite(value): raise traitlets.TraitError(f"{self.name} must be a finite number, got {value}")
+        if not np.isfinite(value): raise traitlets.TraitError(f"{self.name} must be a finite number, got {value}")
         return value
 
 # %% ../../nbs/explorers/00_base.ipynb #cell-010

@@ -168,7 +168,6 @@ function render({ model, el }) {
   curve.layer.append(...entries);
   const palette = ["--vq-1", "--vq-2", "--vq-3", "--vq-4", "--vq-5", "--vq-6"];
   const grid = Array.from({ length: 65 }, (_, i) => (i * 6.4) / 64), floor = (d) => Math.min(2, Math.max(1e-3, d));
-  const shownOf = (points) => points.filter(([, d]) => d >= 1e-3 && d <= 2);
   let drawn = {}; // what the cloud and the curves were drawn for
 
   onChange(model, NAMES, () => {
@@ -195,10 +194,10 @@ function render({ model, el }) {
 
     if (moved) {
       update(cloud, { d: points.filter(([x, y]) => Math.abs(x) < REACH && Math.abs(y) < REACH).map(([x, y]) => `M${plane.px(x).toFixed(1)} ${plane.py(y).toFixed(1)}h0`).join("") });
-      update(bound, { d: curve.path(shownOf(grid.map((r) => [r / 2, limit(moments.variances, r)]))) });
-      update(zador, { d: curve.path(shownOf(grid.map((r) => [r / 2, highResolution(moments.variances, r)]))) });
+      update(bound, { d: curve.path(within(curve, grid.map((r) => [r / 2, limit(moments.variances, r)]))) });
+      update(zador, { d: curve.path(within(curve, grid.map((r) => [r / 2, highResolution(moments.variances, r)]))) });
       const codes = Array.from({ length: MOST_CODES }, (_, i) => i + 1), scalar = model.get("scalar");
-      update(staircase, { d: curve.path(shownOf(codes.map((c) => [Math.log2(c) / 2, scalarPair(moments.variances, c, scalar)]))) });
+      update(staircase, { d: curve.path(within(curve, codes.map((c) => [Math.log2(c) / 2, scalarPair(moments.variances, c, scalar)]))) });
     }
     const other = now.overlay === "nothing" ? null
       : !moved && drawn.overlay === now.overlay && drawn.size === n ? drawn.other : implicitCodebook(now.overlay, points, n);

@@ -236,9 +236,10 @@ class LiveTraining(_Panel):
     ):
         if model is None and isinstance(data, str): choices, data = {"data": data, **choices}, None
         if (model is None) != (data is None): raise ValueError(f"model and data go together, got only {'data' if model is None else 'model'}")
-        if model is not None and not isinstance(model, VQVAE): raise TypeError(f"model must be a VQVAE, got {type(model).__name__}")
-        if model is not None and (extra := set(choices) - {"lr", "seed"}): raise ValueError(f"a model of one's own leaves no choice of {sorted(extra)}")
-        if model is not None and not isinstance(data, BaseDataset): raise TypeError(f"data must be a BaseDataset, got {type(data).__name__}")
+        if model is not None:
+            for name, part, kind in (("model", model, VQVAE), ("data", data, BaseDataset)):
+                if not isinstance(part, kind): raise TypeError(f"{name} must be a {kind.__name__}, got {type(part).__name__}")
+            if extra := set(choices) - {"lr", "seed"}: raise ValueError(f"a model of one's own leaves no choice of {sorted(extra)}")
         self.every, self.batch_size = _check_count(every, "every"), _check_count(batch_size, "batch_size")
         self._own = model and (model, data, copy.deepcopy(model.state_dict()))
         self._loop = Repeater(self.advance, self._ended)

@@ -104,6 +104,9 @@ export function plot(parent, { title, x, y, xLabel, yLabel, logY = false, square
   return self;
 }
 
+// The points of a curve that a plot has room for: a curve that leaves it ends there.
+export const within = (figure, points) => points.filter(([, y]) => y >= figure.y[0] && y <= figure.y[1]);
+
 // Keep a list of elements as long as a list of data: `create()` makes one, `draw(element, datum, i)` updates it.
 export function each(parent, kind, data, create, draw) {
   const present = [...parent.children].filter((child) => child.dataset.kind === kind);

@@ -70,9 +70,9 @@ function render({ model, el }) {
     bits.axes([0, count], [0, Math.max(1, 1.1 * Math.max(...result.rates))]);
     drawBars(bits, bits.layer, "rate", result.rates, "var(--vq-1)");
     const grid = Array.from({ length: 97 }, (_, i) => (i * MOST_BITS) / 96), floor = (value) => Math.min(10, Math.max(1e-3, value));
-    update(limit, { d: curve.path(grid.map((r) => [r, floor(compute({ ...state, rate: r }).distortion)])) });
+    update(limit, { d: curve.path(within(curve, grid.map((r) => [r, compute({ ...state, rate: r }).distortion]))) });
     const mean = state.variances.reduce((a, b) => a + b, 0) / count;
-    update(flat, { d: curve.path(grid.map((r) => [r, floor(mean * 4 ** (-r / count))])) });
+    update(flat, { d: curve.path(within(curve, grid.map((r) => [r, mean * 4 ** (-r / count)]))) });
     update(here, { cx: curve.px(state.rate), cy: curve.py(floor(result.distortion)) });
     const [a, b] = result.codeVariances.map(Math.sqrt), circle = Array.from({ length: 65 }, (_, i) => (i * Math.PI) / 32);
     update(sigma, { d: codes.path(circle.map((t) => [2 * Math.sqrt(state.variances[0]) * Math.cos(t), 2 * Math.sqrt(state.variances[1]) * Math.sin(t)])) });

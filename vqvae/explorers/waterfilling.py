@@ -25,3 +25,8 @@ class WaterFillingExplorer(Explorer):
         if proposal.value.size < 2 or proposal.value.min() < 0 or proposal.value.max() > 4:
             raise traitlets.TraitError(f"variances must be at least two numbers from 0 to 4, got {proposal.value.tolist()}")
         return proposal.value
+
+    @traitlets.validate("noise")
+    def _in_the_plane(self, proposal: traitlets.Bunch) -> np.ndarray:
+        if proposal.value.shape[1] != 2: raise traitlets.TraitError(f"noise must have shape (n, 2), got {proposal.value.shape}")
+        return proposal.value
