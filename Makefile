@@ -5,7 +5,7 @@ PYTHON ?= $(or $(shell for python in python3 python3.13 python3.12 python3.11 py
   $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done), \
   $(error Python 3.11 or newer was not found; name it: make PYTHON=/path/to/python ...))
 BIN := .venv/bin
-RESULTS := nbs/experiments/results
+RESULTS := nbs/studies/results
 NOTEBOOKS = $(shell find nbs -name '*.ipynb' -not -path '*/.*' | sort)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from vqvae.experiments.study import Study, _pack, _unpack, find_study, run_study, stored_rows
+from vqvae.studies.study import Study, _pack, _unpack, find_study, run_study, stored_rows
 
 distributed = pytest.importorskip("distributed", reason="needs distributed: pip install 'vqvae[cluster]'")
 
@@ -45,7 +45,7 @@ OWN = {
         from pathlib import Path
         import own_helpers
         from own_helpers import Real
-        from vqvae.experiments.study import Study, summarize_rows
+        from vqvae.studies.study import Study, summarize_rows
         from vqvae.theory.rate_distortion import gaussian_distortion
         @cache
         def data(n): return own_helpers.TABLE["start"].sum() + n

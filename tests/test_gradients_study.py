@@ -4,8 +4,8 @@ import inspect
 import pytest
 import torch
 
-from vqvae.experiments import gradients as page
-from vqvae.experiments.gradients import ESTIMATORS, gradients, measure
+from vqvae.studies import gradients as page
+from vqvae.studies.gradients import ESTIMATORS, gradients, measure
 
 FUNCTIONS = {"bias": page._bias, "scale": page._scale, "gumbel": page._gumbel, "himmelblau": page._toy}
 

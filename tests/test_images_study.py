@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vqvae.experiments.images import (RATES, autoencoder, images, jpeg_file, kmeans_code, measure, pca_code, scan_bytes,
+from vqvae.studies.images import (RATES, autoencoder, images, jpeg_file, kmeans_code, measure, pca_code, scan_bytes,
                                       summarize, table_bits)
 
 PICTURES = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -7,7 +7,7 @@ import torch
 from sklearn.cluster import KMeans
 from torch.quasirandom import SobolEngine
 
-from vqvae.experiments.initialization import INITIALIZERS, initialization, training
+from vqvae.studies.initialization import INITIALIZERS, initialization, training
 from vqvae.initialization.data import kmeans_init
 from vqvae.quantizers.learning import EMALearning
 from vqvae.quantizers.search import nearest_codes

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vqvae.experiments.study import (
+from vqvae.studies.study import (
     Results, Study, code_fingerprint, compare_rows, find_study, load_rows, run_study, save_rows, stored_rows, summarize_rows,
 )
 
@@ -23,7 +23,7 @@ from vqvae.experiments.study import (
 HELD = textwrap.dedent("""
     import os, time
     from pathlib import Path
-    from vqvae.experiments.study import Study, code_fingerprint, run_study
+    from vqvae.studies.study import Study, code_fingerprint, run_study
 
     def measure(n, seed):
         with open(os.environ["CALLS"], "a") as calls: calls.write(f"{n} {seed}\\n")
@@ -33,7 +33,7 @@ HELD = textwrap.dedent("""
     study = Study("held", "?", measure, [{"n": n} for n in range(5)], seeds=(0, 1, 2, 3))
     if __name__ == "__main__":
         import mine
-        from vqvae.experiments import first_look
+        from vqvae.studies import first_look
         print(code_fingerprint(mine.measure), code_fingerprint(first_look.measure), flush=True)
         run_study(study, "results", progress=False)
 """)
@@ -61,7 +61,7 @@ def wait_until(condition):
 
 
 def test_killed_study_continues_in_another_process_and_equals_an_undisturbed_one(held, tmp_path, monkeypatch):
-    fingerprints = [fingerprint(tmp_path), code_fingerprint(importlib.import_module("vqvae.experiments.first_look").measure)]
+    fingerprints = [fingerprint(tmp_path), code_fingerprint(importlib.import_module("vqvae.studies.first_look").measure)]
     killed = subprocess.Popen([sys.executable, "held.py"], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONHASHSEED": "1"})
     wait_until(lambda: held() or killed.poll() is not None)  # as a script, which here is a module
     wait_until(lambda: len(held()) == 4)

@@ -28,7 +28,7 @@ from .core import atomic_path
 from .data.base import BaseDataset
 from .evaluation.figures import plot_code_usage, plot_codebook, plot_reconstructions, plot_training
 from .evaluation.style import use_style
-from .experiments.study import compare_rows, find_study, load_rows, run_study, save_rows, stored_rows, study_names
+from .studies.study import compare_rows, find_study, load_rows, run_study, save_rows, stored_rows, study_names
 from .models.vqvae import VQVAE
 from .training.trainer import Trainer
 
