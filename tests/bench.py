@@ -26,11 +26,13 @@ def best_of(call, repeats):
     return min(times)
 
 
-def resident(): return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_above(call):
-    "Largest resident memory during a call above that before it, in MB, looked at every millisecond."
+    """Largest resident memory during a call above that before it, in MB, looked at every
+    millisecond."""
     start, peak, done = resident(), [0], threading.Event()
 
     def watch():
@@ -54,15 +56,21 @@ def product_in_blocks(z, codes, rows=1024):
 
 
 def search_table():
-    print("| latents × codes × dim | search (s) | cdist + argmin (s) | matrix product (s) | search / product |")
+    print("| latents × codes × dim | search (s) | cdist + argmin (s) | matrix product (s) | search "
+          "/ product |")
     print("| :-- | --: | --: | --: | --: |")
-    for rows, size, dim, repeats in ((4096, 256, 8, 20), (16384, 1024, 64, 5), (16384, 4096, 32, 3), (65536, 16384, 64, 1)):
+    for rows, size, dim, repeats in ((4096, 256, 8, 20), (16384, 1024, 64, 5), (16384, 4096, 32, 3),
+                                     (65536, 16384, 64, 1)):
         z, codes = problem(rows, size, dim)
         whole = rows * size * 4 < 2e9  # the table of distances has to fit
         search = best_of(lambda: nearest_codes(z, codes), repeats)
         cdist = best_of(lambda: torch.cdist(z, codes).argmin(1), repeats) if whole else float("nan")
         product = best_of(lambda: product_in_blocks(z, codes), repeats)
-        print(f"| {rows} × {size} × {dim} | {search:.4f} | {cdist:.4f} | {product:.4f} | {search / product:.2f} |", flush=True)
+        print(
+            f"| {rows} × {size} × {dim} | {search:.4f} | {cdist:.4f} | {product:.4f} | "
+            f"{search / product:.2f} |",
+            flush=True,
+        )
 
 
 def step_table():
@@ -84,8 +92,10 @@ def step_table():
 
 def memory():
     z, codes = problem(65536, 16384, 64)
-    nearest_codes(z[:64], codes[:64])  # what the first call of anything allocates is not the search's
-    print(f"peak memory of search at 65536 × 16384 × 64 above its inputs: {peak_above(lambda: nearest_codes(z, codes)):.0f} MB")
+    # what the first call of anything allocates is not the search's
+    nearest_codes(z[:64], codes[:64])
+    print("peak memory of search at 65536 × 16384 × 64 above its inputs: "
+          f"{peak_above(lambda: nearest_codes(z, codes)):.0f} MB")
 
 
 DRAG = """async ([label, milliseconds]) => {
@@ -119,8 +129,11 @@ def frames_table():
     try:
         from browser import CHROMIUM, OFFLINE
         from playwright.sync_api import sync_playwright
+
         from vqvae.explorers import CodebookExplorer
-    except ImportError as error: return print(f"frames of a drag: left out, because {error.name} is not installed (pip install -e '.[dev]')")
+    except ImportError as error:
+        return print(f"frames of a drag: left out, because {error.name} is not installed (pip "
+                     "install -e '.[dev]')")
     if not CHROMIUM: return print("frames of a drag: left out, because there is no Chromium")
     explorer = CodebookExplorer(torch.randn(64, 2, generator=torch.Generator().manual_seed(0)))
     html = explorer.page().split("\n", 1)[1].rpartition("\n")[0]
@@ -131,12 +144,17 @@ def frames_table():
         page.get_by_label("Codeword 1", exact=True).wait_for()
         measured = page.evaluate(DRAG, ["Codeword 1", 5000])
         browser.close()
-    between, work = torch.tensor(measured["frames"]).double().diff(), torch.tensor(measured["work"]).double()
+    between, work = (
+        torch.tensor(measured["frames"]).double().diff(),
+        torch.tensor(measured["work"]).double(),
+    )
     print("| dragging one of 64 codewords for 5 s, a move in every frame | |\n| :-- | --: |")
     print(f"| frames per second | {1000 / between.mean():.1f} |")
-    for name, values in (("between frames", between), ("at work per frame: script, style, layout, paint", work)):
+    for name, values in (("between frames", between),
+                         ("at work per frame: script, style, layout, paint", work)):
         middle, late, most = (values.quantile(q).item() for q in (0.5, 0.99, 1.0))
-        print(f"| ms {name}: median, 99th percentile, longest | {middle:.1f}, {late:.1f}, {most:.1f} |")
+        print(f"| ms {name}: median, 99th percentile, longest | {middle:.1f}, {late:.1f}, "
+              f"{most:.1f} |")
 
 
 if __name__ == "__main__":
@@ -145,7 +163,8 @@ if __name__ == "__main__":
         print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
         search_table()
         print(flush=True)
-        subprocess.run([sys.executable, __file__, "memory"], check=True)  # a fresh process: freed memory hides nothing
+        # a fresh process: freed memory hides nothing
+        subprocess.run([sys.executable, __file__, "memory"], check=True)
         print()
         step_table()
         print()

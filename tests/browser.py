@@ -4,8 +4,12 @@ import shutil
 
 import pytest
 
-CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-OFFLINE = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
+CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None,
+                                                     map(shutil.which,
+                                                         ("chromium", "chromium-browser",
+                                                          "google-chrome"))), None)
+OFFLINE = ("--no-sandbox", "--disable-gpu", "--disable-background-networking",
+           "--disable-component-update", "--disable-sync", "--no-first-run")
 
 
 def missing(what: str) -> None:
@@ -17,7 +21,9 @@ def missing(what: str) -> None:
 def chromium():
     try: from playwright.sync_api import sync_playwright
     except ImportError: missing("playwright is not installed: pip install -e '.[dev]'")
-    if not CHROMIUM: missing("no Chromium was found: install one, or name it in the environment variable CHROMIUM")
+    if not CHROMIUM:
+        missing("no Chromium was found: install one, or name it in the environment variable "
+                "CHROMIUM")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(OFFLINE))
         yield browser

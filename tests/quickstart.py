@@ -1,11 +1,12 @@
 """The quick start of the specification, verbatim with `vqvae.` for `src.`; then what a reader would check."""
 import torch
+
 from vqvae.data import GaussianDataset
-from vqvae.encoders import PCAEncoder
 from vqvae.decoders import PCADecoder
-from vqvae.quantizers import VectorQuantizer
-from vqvae.models import VQVAE
+from vqvae.encoders import PCAEncoder
 from vqvae.initialization import rd_gaussian_init
+from vqvae.models import VQVAE
+from vqvae.quantizers import VectorQuantizer
 
 # 1. Create dataset
 dataset = GaussianDataset(d=64, k=8, n_samples=10000)

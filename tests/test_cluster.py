@@ -12,7 +12,8 @@ import pytest
 
 from vqvae.studies.study import Study, _pack, _unpack, find_study, run_study, stored_rows
 
-distributed = pytest.importorskip("distributed", reason="needs distributed: pip install 'vqvae[cluster]'")
+distributed = pytest.importorskip("distributed",
+                                  reason="needs distributed: pip install 'vqvae[cluster]'")
 
 OWN = {
     "own_helpers": """
@@ -64,7 +65,8 @@ OWN = {
 }
 
 
-def read(path): return [line.split() for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+def read(path):
+    return [line.split() for line in path.read_text().split("\n")[:-1]] if path.exists() else []
 
 
 def wait_until(condition):
@@ -86,18 +88,25 @@ def own(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    "Address of a scheduler with two workers of one thread; a function that lists the workers' processes."
+    """Address of a scheduler with two workers of one thread; a function that lists the workers'
+    processes."""
     folder, processes = tmp_path_factory.mktemp("cluster"), []
 
     def start(command, *arguments):
         with open(folder / f"{command}.log", "a") as log:
-            processes.append(subprocess.Popen(
-                [sys.executable, "-m", f"distributed.cli.{command}", *arguments, "--host", "127.0.0.1", "--no-dashboard"],
-                cwd=folder, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}))
+            processes.append(subprocess.Popen([sys.executable, "-m", f"distributed.cli.{command}",
+                                               *arguments, "--host", "127.0.0.1", "--no-dashboard"],
+                                              cwd=folder, stdout=log, stderr=log,
+                                              env={**os.environ,
+                                                   "PYTHONPATH": str(Path(__file__).parents[1]),
+                                                   "OMP_NUM_THREADS": "1"}))
     try:
         start("dask_scheduler", "--port", "0", "--scheduler-file", "scheduler.json")
-        for _ in range(2): start("dask_worker", "--scheduler-file", "scheduler.json", "--nthreads", "1", "--no-nanny")
-        with distributed.Client(scheduler_file=str(folder / "scheduler.json"), timeout=120, set_as_default=False) as client:
+        for _ in range(2):
+            start("dask_worker", "--scheduler-file", "scheduler.json", "--nthreads", "1",
+                  "--no-nanny")
+        with distributed.Client(scheduler_file=str(folder / "scheduler.json"), timeout=120,
+                                set_as_default=False) as client:
             client.wait_for_workers(2, timeout=120)
             yield client.scheduler.address, lambda: client.run(os.getpid).values()
     finally:
@@ -110,7 +119,10 @@ def test_function_travels_with_all_it_reaches_and_unchanged(own):
     modules = {name: sys.modules.pop(name) for name in OWN}
     try: function = _unpack(packed, code)
     finally: sys.modules |= modules
-    assert function is not own.measure and function.__globals__["data"] is not modules["own_study"].data
+    assert (
+        function is not own.measure
+        and function.__globals__["data"] is not modules["own_study"].data
+    )
     frame = sys._getframe()
     def closes(seed): return frame
     with pytest.raises(TypeError, match="measure cannot be sent to a cluster"): _pack(closes)
@@ -120,26 +132,36 @@ def test_rows_of_a_cluster_are_those_of_one_process(cluster, own, tmp_path):
     from vqvae.cli import main
     address, processes = cluster
     workers = {*processes()}
-    assert main(["study", "run", str(tmp_path / "own_study.py"), "--scheduler", address, "--output", str(tmp_path / "there")]) == 1
-    there, here = stored_rows(own, tmp_path / "there"), run_study(own, tmp_path / "here", progress=False)
+    assert main(["study", "run", str(tmp_path / "own_study.py"), "--scheduler", address, "--output",
+                 str(tmp_path / "there")]) == 1
+    there, here = (
+        stored_rows(own, tmp_path / "there"),
+        run_study(own, tmp_path / "here", progress=False),
+    )
     assert len(workers) == 2 and {*there.time_process.dropna()} == workers  # both did rows
     assert there.time_hit.sum() > 0  # functools.cache lasts from row to row
-    assert there.error.notna().tolist() == [False, False, True, False] * 6 and there.error[2].endswith("ValueError: two is refused\n")
+    assert there.error.notna().tolist() == [False, False, True, False] * 6 and there.error[
+        2
+    ].endswith("ValueError: two is refused\n")
     of_the_machine = ["seconds", "error", "time_process", "time_hit"]
-    pd.testing.assert_frame_equal(there.drop(columns=of_the_machine), here.drop(columns=of_the_machine))
+    pd.testing.assert_frame_equal(there.drop(columns=of_the_machine),
+                                  here.drop(columns=of_the_machine))
     before = len(read(tmp_path / "calls"))
-    run_study(own, tmp_path / "there", progress=False, scheduler=address)  # nothing but the rows that failed
+    # nothing but the rows that failed
+    run_study(own, tmp_path / "there", progress=False, scheduler=address)
     assert len(read(tmp_path / "calls")) == before
 
 
 def test_rows_of_a_worker_that_is_killed_go_to_the_other(cluster, own, tmp_path):
     from concurrent.futures import ThreadPoolExecutor
     address, processes = cluster
-    study = Study("killed", "?", own.measure, [{"n": n, "folder": str(tmp_path)} for n in (0, 1, 3, 4)], seeds=range(4))
+    study = Study("killed", "?", own.measure,
+                  [{"n": n, "folder": str(tmp_path)} for n in (0, 1, 3, 4)], seeds=range(4))
     (tmp_path / "hold").touch()
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(run_study, study, tmp_path, progress=False, scheduler=address)
-        wait_until(lambda: running.done() or sum(n == "4" for n, _ in read(tmp_path / "calls")) == 2)
+        wait_until(lambda: running.done()
+                   or sum(n == "4" for n, _ in read(tmp_path / "calls")) == 2)
         held = [int(process) for n, process in read(tmp_path / "calls") if n == "4"]
         assert {*held} == {*processes()}  # each worker is in a row that waits
         os.kill(held[0], signal.SIGKILL)
@@ -147,9 +169,12 @@ def test_rows_of_a_worker_that_is_killed_go_to_the_other(cluster, own, tmp_path)
         rows = running.result(timeout=120)
     assert len(rows) == 16 and rows.error.isna().all()
     assert {*processes()} == {held[1]}
-    pd.testing.assert_series_equal(rows.value, run_study(study, tmp_path / "here", progress=False).value)
-    study = Study("halt", "?", own.measure, [{"n": n, "folder": str(tmp_path)} for n in (5, 1)], seeds=(0,))
-    rows = run_study(study, tmp_path, progress=False, scheduler=address)  # what dask itself reports is the error of a row
+    pd.testing.assert_series_equal(rows.value,
+                                   run_study(study, tmp_path / "here", progress=False).value)
+    study = Study("halt", "?", own.measure, [{"n": n, "folder": str(tmp_path)} for n in (5, 1)],
+                  seeds=(0,))
+    # what dask itself reports is the error of a row
+    rows = run_study(study, tmp_path, progress=False, scheduler=address)
     assert rows.error[0] == "Halt: all stop" and rows.error[1:].isna().all()
 
 
@@ -162,7 +187,11 @@ def test_other_code_of_this_package_is_noticed(own, monkeypatch):
 
 def test_scheduler_that_is_not_there_is_one_line_within_seconds(own, tmp_path, capsys):
     from vqvae.cli import main
-    for address, message in (("tcp://127.0.0.1:1", "trying to connect to tcp://127.0.0.1:1 after 5 s"), ("nowhere", "nowhere")):
-        assert main(["study", "run", str(tmp_path / "own_study.py"), "--scheduler", address, "--output", str(tmp_path)]) == 1
-        errors = [line for line in capsys.readouterr().err.splitlines() if line.strip() and "/24" not in line]
+    for address, message in (("tcp://127.0.0.1:1",
+                              "trying to connect to tcp://127.0.0.1:1 after 5 s"),
+                             ("nowhere", "nowhere")):
+        assert main(["study", "run", str(tmp_path / "own_study.py"), "--scheduler", address,
+                     "--output", str(tmp_path)]) == 1
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.strip()
+                  and "/24" not in line]
         assert len(errors) == 1 and message in errors[0], errors

@@ -14,25 +14,34 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from vqvae.data import (BaseDataset, DigitsDataset, GaussianDataset, ImageFolderDataset, ImagePatchDataset, InMemoryDataset,
-                        OpenMLImageDataset)
+from vqvae.data import (
+    BaseDataset,
+    DigitsDataset,
+    GaussianDataset,
+    ImageFolderDataset,
+    ImagePatchDataset,
+    InMemoryDataset,
+    OpenMLImageDataset,
+)
 from vqvae.data.base import as_samples, encode_in_chunks, split_rows
-
 
 # --- what the tests need on disk ---
 
 def fill_cache(home, number, name, rows):
     "Lay down what `fetch_openml` would have cached for this data set, with this table."
     columns = [f"p{i}" for i in range(rows.shape[1])]
-    table = "\n".join([f"@RELATION {name}", *(f"@ATTRIBUTE {c} INTEGER" for c in columns), "@ATTRIBUTE class {0,1}", "@DATA",
-                       *(",".join(map(str, [*row, i % 2])) for i, row in enumerate(rows.tolist()))]) + "\n"
-    feature = dict(data_type="numeric", is_ignore="false", is_row_identifier="false", is_target="false",
-                   number_of_missing_values="0")
+    table = "\n".join([f"@RELATION {name}", *(f"@ATTRIBUTE {c} INTEGER" for c in columns),
+                       "@ATTRIBUTE class {0,1}", "@DATA",
+                       *(",".join(map(str, [*row, i % 2]))
+                         for i, row in enumerate(rows.tolist()))]) + "\n"
+    feature = dict(data_type="numeric", is_ignore="false", is_row_identifier="false",
+                   is_target="false", number_of_missing_values="0")
     features = [dict(feature, index=str(i), name=c) for i, c in enumerate(columns)]
-    features.append(dict(feature, index=str(len(columns)), name="class", data_type="nominal", is_target="true",
-                         nominal_value=["0", "1"]))
-    about = dict(id=str(number), name=name, version="1", status="active", format="ARFF", description="made by a test",
-                 file_id=str(number), url=f"https://www.openml.org/data/v1/download/{number}",
+    features.append(dict(feature, index=str(len(columns)), name="class", data_type="nominal",
+                         is_target="true", nominal_value=["0", "1"]))
+    about = dict(id=str(number), name=name, version="1", status="active", format="ARFF",
+                 description="made by a test", file_id=str(number),
+                 url=f"https://www.openml.org/data/v1/download/{number}",
                  md5_checksum=hashlib.md5(table.encode()).hexdigest())
     listing = f"api/v1/json/data/list/data_name/{name.lower()}/limit/2/data_version/1"
     answers = {
@@ -48,7 +57,8 @@ def fill_cache(home, number, name, rows):
         file.write_bytes(gzip.compress(content.encode()))
 
 
-SHAPES = {"mnist": (554, "mnist_784", (1, 28, 28)), "fashion-mnist": (40996, "Fashion-MNIST", (1, 28, 28)),
+SHAPES = {"mnist": (554, "mnist_784", (1, 28, 28)),
+          "fashion-mnist": (40996, "Fashion-MNIST", (1, 28, 28)),
           "cifar10": (40927, "CIFAR_10", (3, 32, 32))}
 
 
@@ -57,7 +67,8 @@ def home(tmp_path_factory):
     "A cache folder that holds 42 random images of each collection."
     path = tmp_path_factory.mktemp("openml")
     for number, name, shape in SHAPES.values():
-        fill_cache(path, number, name, np.random.default_rng(number).integers(0, 256, (42, int(np.prod(shape)))))
+        fill_cache(path, number, name,
+                   np.random.default_rng(number).integers(0, 256, (42, int(np.prod(shape)))))
     return path
 
 
@@ -84,11 +95,31 @@ DATASETS = {
     "gaussian": (lambda h, f, s: GaussianDataset(6, 3, n_samples=50, seed=s), 50, 10, (6,)),
     "digits": (lambda h, f, s: DigitsDataset(seed=s), 1438, 359, (1, 8, 8)),
     "patches": (lambda h, f, s: ImagePatchDataset(6, 60, 20, seed=s), 60, 20, (1, 6, 6)),
-    "patches-color": (lambda h, f, s: ImagePatchDataset(6, 60, 20, color=True, seed=s), 60, 20, (3, 6, 6)),
-    "mnist": (lambda h, f, s: OpenMLImageDataset("mnist", 30, data_home=h, seed=s), 30, 6, (1, 28, 28)),
-    "cifar10": (lambda h, f, s: OpenMLImageDataset("cifar10", 30, data_home=h, seed=s), 30, 7, (3, 32, 32)),
+    "patches-color": (
+        lambda h, f, s: ImagePatchDataset(6, 60, 20, color=True, seed=s),
+        60,
+        20,
+        (3, 6, 6),
+    ),
+    "mnist": (
+        lambda h, f, s: OpenMLImageDataset("mnist", 30, data_home=h, seed=s),
+        30,
+        6,
+        (1, 28, 28),
+    ),
+    "cifar10": (
+        lambda h, f, s: OpenMLImageDataset("cifar10", 30, data_home=h, seed=s),
+        30,
+        7,
+        (3, 32, 32),
+    ),
     "folder": (lambda h, f, s: ImageFolderDataset(f, 12, seed=s), 16, 4, (3, 12, 12)),
-    "folder-gray": (lambda h, f, s: ImageFolderDataset(f, 12, color=False, seed=s), 16, 4, (1, 12, 12)),
+    "folder-gray": (
+        lambda h, f, s: ImageFolderDataset(f, 12, color=False, seed=s),
+        16,
+        4,
+        (1, 12, 12),
+    ),
 }
 
 
@@ -106,7 +137,8 @@ def rows(x): return {tuple(row) for row in x.flatten(1).tolist()}
 def test_shapes_and_values(case):
     make, n_train, n_test, shape = case
     dataset = make()
-    assert isinstance(dataset, BaseDataset) and len(dataset) == n_train and dataset.sample_shape == shape
+    assert isinstance(dataset,
+                      BaseDataset) and len(dataset) == n_train and dataset.sample_shape == shape
     assert dataset.train.shape == (n_train, *shape) and dataset.test.shape == (n_test, *shape)
     assert dataset.train.dtype == dataset.test.dtype == torch.float32
     if len(shape) == 3:
@@ -114,8 +146,10 @@ def test_shapes_and_values(case):
     for split, n in (("train", n_train), ("test", n_test)):
         batches = list(dataset.get_dataloader(7, split=split))
         assert [len(b) for b in batches] == [7] * (n // 7) + ([n % 7] if n % 7 else [])
-        assert all(isinstance(b, torch.Tensor) and b.shape[1:] == shape and b.dtype == torch.float32 for b in batches)
-        assert all(len(b) == 7 for b in dataset.get_dataloader(7, split=split, drop_last=True)) or n < 7
+        assert all(isinstance(b, torch.Tensor) and b.shape[1:] == shape and b.dtype == torch.float32
+                   for b in batches)
+        assert all(len(b) == 7
+                   for b in dataset.get_dataloader(7, split=split, drop_last=True)) or n < 7
 
 
 def test_same_seed_same_numbers_other_seed_other_numbers(case):
@@ -124,7 +158,8 @@ def test_same_seed_same_numbers_other_seed_other_numbers(case):
     assert torch.equal(a.train, b.train) and torch.equal(a.test, b.test)
     assert not torch.equal(a.train, c.train)
     assert torch.equal(a.get_initialization_batch(5, seed=3), b.get_initialization_batch(5, seed=3))
-    assert not torch.equal(a.get_initialization_batch(5, seed=3), a.get_initialization_batch(5, seed=4))
+    assert not torch.equal(a.get_initialization_batch(5, seed=3),
+                           a.get_initialization_batch(5, seed=4))
 
 
 def test_split_is_disjoint(case):
@@ -154,7 +189,8 @@ def test_global_generators_are_left_alone(case):
     for shuffle in (True, False): list(dataset.get_dataloader(8, shuffle))
     dataset.samples(3)
     dataset.get_initialization_batch(3, encoder=lambda x: x.flatten(1))
-    assert torch.equal(torch.get_rng_state(), torch_state) and (np.random.get_state()[1] == numpy_state).all()
+    assert torch.equal(torch.get_rng_state(),
+                       torch_state) and (np.random.get_state()[1] == numpy_state).all()
 
 
 def test_initialization_batch(case):
@@ -162,11 +198,13 @@ def test_initialization_batch(case):
     dataset = make()
     samples = dataset.samples(n_train)
     assert rows(samples) == rows(dataset.train)
-    encoder = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 6), nn.Unflatten(1, (2, 3)))
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 6),
+                            nn.Unflatten(1, (2, 3)))
     latents = dataset.get_initialization_batch(n_train, encoder)
     assert latents.shape == (2 * n_train, 3) and not latents.requires_grad
     torch.testing.assert_close(latents, encoder(samples).reshape(-1, 3))
-    for bad, error in ((n_train + 1, ValueError), (0, ValueError), (-1, ValueError), (2.0, TypeError), (True, TypeError)):
+    for bad, error in ((n_train + 1, ValueError), (0, ValueError), (-1, ValueError),
+                       (2.0, TypeError), (True, TypeError)):
         with pytest.raises(error, match="n"): dataset.get_initialization_batch(bad)
 
 
@@ -193,13 +231,16 @@ def test_my_dataset_with_one_method():
     state = torch.get_rng_state()
     batch = dataset.get_initialization_batch(20)
     assert batch.shape == (20, 3) and len(rows(batch)) == 20
-    assert torch.equal(dataset.get_initialization_batch(9, seed=1), dataset.get_initialization_batch(9, seed=1))
+    assert torch.equal(dataset.get_initialization_batch(9, seed=1),
+                       dataset.get_initialization_batch(9, seed=1))
     assert dataset.get_initialization_batch(4, encoder=nn.Linear(3, 2)).shape == (4, 2)
-    assert not torch.equal(state, torch.get_rng_state())  # nn.Linear above is the test's own use of the generator,
+    # nn.Linear above is the test's own use of the generator,
+    assert not torch.equal(state, torch.get_rng_state())
     state = torch.get_rng_state()
     dataset.get_initialization_batch(4)
     assert torch.equal(state, torch.get_rng_state())      # the dataset's methods do not use it
-    with pytest.raises(ValueError, match="n=21 samples were asked for, but the training split gives only 20"):
+    with pytest.raises(ValueError,
+                       match="n=21 samples were asked for, but the training split gives only 20"):
         dataset.get_initialization_batch(21)
 
 
@@ -221,7 +262,8 @@ def test_encoder_mode_is_restored_even_after_an_error():
             assert not self.training
             raise RuntimeError("encoder broke")
     encoder = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout().eval(), Fails())
-    with pytest.raises(RuntimeError, match="encoder broke"): encode_in_chunks(encoder, torch.zeros(4, 3))
+    with pytest.raises(RuntimeError, match="encoder broke"):
+        encode_in_chunks(encoder, torch.zeros(4, 3))
     assert [m.training for m in encoder] == [True, False, True]
     assert encoder[0].num_batches_tracked == 0
 
@@ -235,8 +277,10 @@ def test_chunks_do_not_change_latents():
 def test_in_memory_dataset_refuses_bad_tensors():
     for bad in (torch.zeros(0, 3), torch.full((2, 2), float("nan"))):
         with pytest.raises(ValueError, match="train"): InMemoryDataset(bad)
-    with pytest.raises(TypeError, match="train must be a floating-point tensor"): InMemoryDataset(torch.zeros(3, 2, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"\['train'\], got 'test'"): InMemoryDataset(torch.zeros(3, 2)).get_dataloader(1, split="test")
+    with pytest.raises(TypeError, match="train must be a floating-point tensor"):
+        InMemoryDataset(torch.zeros(3, 2, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"\['train'\], got 'test'"):
+        InMemoryDataset(torch.zeros(3, 2)).get_dataloader(1, split="test")
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])
@@ -260,19 +304,22 @@ def test_gaussian_spectrum(d, k, sigma):
     oracle = torch.linalg.eigvalsh(dataset.covariance.double()).flip(0).float()
     torch.testing.assert_close(dataset.eigenvalues, oracle, atol=1e-6, rtol=1e-5)
     U = dataset.U_k
-    torch.testing.assert_close(U.T @ dataset.covariance @ U, dataset.latent_eigenvalues.diag(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(U.T @ dataset.covariance @ U, dataset.latent_eigenvalues.diag(),
+                               atol=1e-5, rtol=1e-5)
     assert dataset.A.shape == U.shape == (d, k) and (dataset.eigenvalues.diff() <= 0).all()
     assert dataset.get_initialization_batch(10).shape == (10, k)
 
 
 def test_gaussian_test_set_does_not_move_the_training_set():
-    assert torch.equal(GaussianDataset(5, 2, n_samples=30, n_test=3).train, GaussianDataset(5, 2, n_samples=30, n_test=9).train)
+    assert torch.equal(GaussianDataset(5, 2, n_samples=30, n_test=3).train,
+                       GaussianDataset(5, 2, n_samples=30, n_test=9).train)
 
 
 @pytest.mark.parametrize("color", [False, True])
 def test_patches_lie_where_they_say_and_share_no_pixel(color):
     from vqvae.data.patches import load_photographs
-    dataset, photographs = ImagePatchDataset(13, 400, 300, color=color, seed=2), load_photographs(color)
+    dataset, photographs = ImagePatchDataset(13, 400, 300, color=color,
+                                             seed=2), load_photographs(color)
     for split in ("train", "test"):
         for patch_, (i, r, c) in zip(getattr(dataset, split), dataset.positions[split].tolist()):
             assert torch.equal(patch_, photographs[i, :, r:r + 13, c:c + 13])
@@ -300,8 +347,10 @@ def test_openml_reads_the_table(name, home):
 def test_openml_without_network_names_data_folder_and_cause(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nothing but the error
-        with pytest.raises(ConnectionError) as caught: OpenMLImageDataset("fashion-mnist", data_home=tmp_path)
-    for part in ("'fashion-mnist'", str(tmp_path), "no network in tests"): assert part in str(caught.value)
+        with pytest.raises(ConnectionError) as caught:
+            OpenMLImageDataset("fashion-mnist", data_home=tmp_path)
+    for part in ("'fashion-mnist'", str(tmp_path), "no network in tests"):
+        assert part in str(caught.value)
     assert isinstance(caught.value.__cause__, URLError)
     busy = HTTPError("https://www.openml.org", 503, "Service Unavailable", {}, None)
     with patch("sklearn.datasets._openml.urlopen", side_effect=busy), pytest.raises(ConnectionError, match="503"):
@@ -311,15 +360,19 @@ def test_openml_without_network_names_data_folder_and_cause(tmp_path):
 def test_openml_half_a_cache_is_an_error(tmp_path):
     fill_cache(tmp_path, 554, "mnist_784", np.zeros((7, 784), dtype=int))
     Path(tmp_path, "openml/openml.org/data/v1/download/554.gz").unlink()
-    with pytest.raises(ConnectionError, match="'mnist' is not complete"): OpenMLImageDataset("mnist", data_home=tmp_path)
+    with pytest.raises(ConnectionError, match="'mnist' is not complete"):
+        OpenMLImageDataset("mnist", data_home=tmp_path)
 
 
 def test_openml_bad_arguments(home, tmp_path):
     with pytest.raises(ValueError, match="name must be one of"): OpenMLImageDataset("svhn")
-    with pytest.raises(ValueError, match="n_train must be at most 36, got 37"): OpenMLImageDataset("mnist", 37, data_home=home)
-    with pytest.raises(ValueError, match="n_test must be positive"): OpenMLImageDataset("mnist", n_test=0, data_home=home)
+    with pytest.raises(ValueError, match="n_train must be at most 36, got 37"):
+        OpenMLImageDataset("mnist", 37, data_home=home)
+    with pytest.raises(ValueError, match="n_test must be positive"):
+        OpenMLImageDataset("mnist", n_test=0, data_home=home)
     fill_cache(tmp_path, 554, "mnist_784", np.zeros((14, 100), dtype=int))
-    with pytest.raises(ValueError, match=r"784 pixels, got a table of shape \(12, 100\)"): OpenMLImageDataset("mnist", data_home=tmp_path)
+    with pytest.raises(ValueError, match=r"784 pixels, got a table of shape \(12, 100\)"):
+        OpenMLImageDataset("mnist", data_home=tmp_path)
 
 
 def test_folder_without_images(tmp_path):
@@ -332,34 +385,45 @@ def test_folder_without_images(tmp_path):
 
 def test_folder_names_every_unreadable_file(tmp_path):
     rng = np.random.default_rng(1)
-    for i in range(6): Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(tmp_path / f"good{i}.png")
+    for i in range(6):
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(
+            tmp_path / f"good{i}.png"
+        )
     (tmp_path / "cut.png").write_bytes((tmp_path / "good0.png").read_bytes()[:200])
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.webp").write_text("not an image")
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
     Image.fromarray(rng.random((9, 9), dtype=np.float32)).save(tmp_path / "float.tiff")
     bad = ("cut.png", "empty.jpg", "text.webp", "gone.png", "float.tiff")
-    with pytest.raises(ValueError, match="5 of 11 image files cannot be read") as caught: ImageFolderDataset(tmp_path, 8)
+    with pytest.raises(ValueError, match="5 of 11 image files cannot be read") as caught:
+        ImageFolderDataset(tmp_path, 8)
     assert all(name in str(caught.value) for name in bad)
-    with pytest.warns(UserWarning, match="5 of 11") as told: dataset = ImageFolderDataset(tmp_path, 8, skip_unreadable=True)
+    with pytest.warns(UserWarning, match="5 of 11") as told:
+        dataset = ImageFolderDataset(tmp_path, 8, skip_unreadable=True)
     assert all(name in str(told[0].message) for name in bad)
-    assert sorted(f.name for part in dataset.files.values() for f in part) == [f"good{i}.png" for i in range(6)]
+    assert sorted(f.name for part in dataset.files.values() for f in part) == [
+        f"good{i}.png" for i in range(6)
+    ]
 
 
 def test_folder_with_nothing_readable(tmp_path):
     (tmp_path / "a.png").write_text("x")
-    with pytest.raises(ValueError, match="1 of 1 image files cannot be read"): ImageFolderDataset(tmp_path, skip_unreadable=True)
+    with pytest.raises(ValueError, match="1 of 1 image files cannot be read"):
+        ImageFolderDataset(tmp_path, skip_unreadable=True)
 
 
 def test_folder_modes_orientation_and_files(tmp_path):
     half = np.zeros((8, 16, 3), dtype=np.uint8)
     half[:, 8:] = 255                                                    # right half white
-    for name, mode in (("rgb", "RGB"), ("rgba", "RGBA"), ("grey", "L"), ("palette", "P"), ("cmyk", "CMYK")):
-        Image.fromarray(half).convert(mode).save(tmp_path / f"{name}.tif" if mode == "CMYK" else tmp_path / f"{name}.png")
+    for name, mode in (("rgb", "RGB"), ("rgba", "RGBA"), ("grey", "L"), ("palette", "P"),
+                       ("cmyk", "CMYK")):
+        Image.fromarray(half).convert(mode).save(tmp_path / f"{name}.tif" if mode == "CMYK"
+                                                 else tmp_path / f"{name}.png")
     exif = Image.Exif()
-    exif[0x0112] = 3                                                     # stored upside down: turned by 180 degrees
+    # stored upside down: turned by 180 degrees
+    exif[0x0112] = 3
     Image.fromarray(half).save(tmp_path / "turned.png", exif=exif)
-    Image.fromarray((half[..., 0].astype(np.uint16) * 257)).save(tmp_path / "deep.png")
+    Image.fromarray(half[..., 0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
     dataset = ImageFolderDataset(tmp_path, 4)
     for split in ("train", "test"):
         for file, image in zip(dataset.files[split], getattr(dataset, split)):

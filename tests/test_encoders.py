@@ -5,34 +5,68 @@ import pytest
 import torch
 
 from vqvae.core import import_path, resolve
-from vqvae.decoders import BaseDecoder, ConvDecoder, LearnedLinearDecoder, PCADecoder, TransformerDecoder
-from vqvae.encoders import BaseEncoder, ConvEncoder, LearnedLinearEncoder, PCAEncoder, TransformerEncoder
+from vqvae.decoders import (
+    BaseDecoder,
+    ConvDecoder,
+    LearnedLinearDecoder,
+    PCADecoder,
+    TransformerDecoder,
+)
+from vqvae.encoders import (
+    BaseEncoder,
+    ConvEncoder,
+    LearnedLinearEncoder,
+    PCAEncoder,
+    TransformerEncoder,
+)
 
 BASIS = torch.linalg.qr(torch.randn(12, 4, generator=torch.Generator().manual_seed(0))).Q
 MEAN = torch.linspace(-1, 1, 12)
 
-# name: (encoder, decoder, sample shape, latent shape); constructors so that every test gets fresh parts
+# name: (encoder, decoder, sample shape, latent shape); constructors so that every test gets fresh
+# parts
 PAIRS = {
     "pca": (
         lambda **k: PCAEncoder(BASIS, trainable=True, **k),
-        lambda **k: PCADecoder(BASIS, trainable=True, **k), (12,), (4,)),
+        lambda **k: PCADecoder(BASIS, trainable=True, **k),
+        (12,),
+        (4,),
+    ),
     "pca-mean-image": (
         lambda **k: PCAEncoder(BASIS, MEAN, trainable=True, sample_shape=(3, 2, 2)),
-        lambda **k: PCADecoder(BASIS, MEAN, trainable=True, sample_shape=(3, 2, 2)), (3, 2, 2), (4,)),
-    "linear": (lambda **k: LearnedLinearEncoder(12, 4, **k), lambda **k: LearnedLinearDecoder(4, 12, **k), (12,), (4,)),
+        lambda **k: PCADecoder(BASIS, MEAN, trainable=True, sample_shape=(3, 2, 2)),
+        (3, 2, 2),
+        (4,),
+    ),
+    "linear": (
+        lambda **k: LearnedLinearEncoder(12, 4, **k),
+        lambda **k: LearnedLinearDecoder(4, 12, **k),
+        (12,),
+        (4,),
+    ),
     "linear-image": (
         lambda **k: LearnedLinearEncoder((3, 2, 2), 4, bias=False, **k),
-        lambda **k: LearnedLinearDecoder(4, [3, 2, 2], bias=False, **k), (3, 2, 2), (4,)),
+        lambda **k: LearnedLinearDecoder(4, [3, 2, 2], bias=False, **k),
+        (3, 2, 2),
+        (4,),
+    ),
 }
-for c, f, blocks in [(1, 1, 0), (1, 2, 2), (3, 3, 1), (2, 4, 2), (3, 6, 1), (4, 7, 0), (1, 8, 1), (3, 12, 1)]:
+for c, f, blocks in [(1, 1, 0), (1, 2, 2), (3, 3, 1), (2, 4, 2), (3, 6, 1), (4, 7, 0), (1, 8, 1),
+                     (3, 12, 1)]:
     PAIRS[f"conv-c{c}-f{f}"] = (
         lambda c=c, f=f, n=blocks, **k: ConvEncoder(c, 5, f, hidden=8, residual_blocks=n, **k),
-        lambda c=c, f=f, n=blocks, **k: ConvDecoder(c, 5, f, hidden=8, residual_blocks=n, **k), (c, 2 * f, 3 * f), (2, 3, 5))
+        lambda c=c, f=f, n=blocks, **k: ConvDecoder(c, 5, f, hidden=8, residual_blocks=n, **k),
+        (c, 2 * f, 3 * f),
+        (2, 3, 5),
+    )
 for c, s, p in [(1, 8, 2), (3, (12, 8), 4), (2, (9, 15), 3), (1, 4, 1), (1, 4, 4)]:
     h, w = (s, s) if isinstance(s, int) else s
     PAIRS[f"transformer-c{c}-{h}x{w}-p{p}"] = (
         lambda c=c, s=s, p=p, **k: TransformerEncoder(c, s, p, 5, width=16, heads=2, **k),
-        lambda c=c, s=s, p=p, **k: TransformerDecoder(c, s, p, 5, width=16, heads=2, **k), (c, h, w), (h // p, w // p, 5))
+        lambda c=c, s=s, p=p, **k: TransformerDecoder(c, s, p, 5, width=16, heads=2, **k),
+        (c, h, w),
+        (h // p, w // p, 5),
+    )
 
 pairs = pytest.mark.parametrize("name", PAIRS)
 learned = pytest.mark.parametrize("name", [name for name in PAIRS if not name.startswith("pca")])
@@ -75,7 +109,8 @@ def test_every_trainable_parameter_gets_a_gradient(name):
 def test_frozen_is_bit_identical_and_lets_gradients_through(name):
     encoder, decoder, x, _ = build(name)
     offset = torch.nn.Parameter(torch.zeros_like(x))
-    optimizer = torch.optim.AdamW([offset, *encoder.parameters(), *decoder.parameters()], lr=0.1, weight_decay=0.1)
+    optimizer = torch.optim.AdamW([offset, *encoder.parameters(), *decoder.parameters()], lr=0.1,
+                                  weight_decay=0.1)
     encoder.freeze(), decoder.freeze()
     before = copy.deepcopy(encoder), copy.deepcopy(decoder)
     for _ in range(3):
@@ -119,7 +154,8 @@ def test_rebuilt_from_arguments_and_state(name):
         with torch.no_grad():
             for p in part.parameters(): p.add_(0.25)
         again = resolve(import_path(type(part)))(**part.arguments)
-        assert not same_state(again, part)  # the record holds what was passed, not the trained weights
+        # the record holds what was passed, not the trained weights
+        assert not same_state(again, part)
         again.load_state_dict(part.state_dict())
         assert same_state(again, part) and again.trainable == part.trainable
 
@@ -143,7 +179,8 @@ def test_compiles_without_graph_break(name, grad):
         z = encoder(x)
         compiled = torch.compile(encoder, backend="eager", fullgraph=True)(x)
         assert torch.allclose(compiled, z, atol=1e-6)
-        assert torch.allclose(torch.compile(decoder, backend="eager", fullgraph=True)(z), decoder(z), atol=1e-6)
+        assert torch.allclose(torch.compile(decoder, backend="eager", fullgraph=True)(z),
+                              decoder(z), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["pca-mean-image", "linear-image", "conv-c3-f6", "transformer-c3-12x8-p4"])
@@ -161,7 +198,8 @@ def test_bad_values_are_refused(name):
         spoiled = x.clone()
         spoiled.view(-1)[2] = bad
         with pytest.raises(ValueError, match="x holds 1 NaN or infinite"): encoder(spoiled)
-        with pytest.raises(ValueError, match="z holds .* NaN or infinite"): decoder(torch.full((2, *latent), bad))
+        with pytest.raises(ValueError, match="z holds .* NaN or infinite"):
+            decoder(torch.full((2, *latent), bad))
     with pytest.raises(ValueError, match="x is empty"): encoder(x[:0])
     with pytest.raises(ValueError, match="z is empty"): decoder(torch.zeros(0, *latent))
     with pytest.raises(TypeError, match="floating-point"): encoder(x.to(torch.uint8))
@@ -174,17 +212,32 @@ def test_bad_values_are_refused(name):
 
 
 REFUSALS = [
-    (lambda: PCAEncoder(BASIS * 2), r"U_k of shape \(12, 4\) must have orthonormal columns.* got 3"),
+    (
+        lambda: PCAEncoder(BASIS * 2),
+        r"U_k of shape \(12, 4\) must have orthonormal columns.* got 3",
+    ),
     (lambda: PCADecoder(BASIS.T), r"U_k of shape \(4, 12\) must have orthonormal columns"),
     (lambda: PCAEncoder(BASIS[:, 0]), r"U_k must have shape \(d, k\), got \(12,\)"),
     (lambda: PCAEncoder(BASIS * torch.nan), "U_k holds 48 NaN"),
     (lambda: PCAEncoder(BASIS, torch.zeros(4)), r"mean must have 12 values .* got shape \(4,\)"),
-    (lambda: PCAEncoder(BASIS, sample_shape=(3, 2)), r"sample_shape \(3, 2\) holds 6 values, U_k has 12 rows"),
-    (lambda: PCADecoder(BASIS, sample_shape=(3, 2)), r"sample_shape \(3, 2\) holds 6 values, U_k has 12 rows"),
-    (lambda: PCAEncoder.fit(torch.rand(3, 12), 4), "between 1 and 3, the smaller of 3 samples and 12 values, got 4"),
+    (
+        lambda: PCAEncoder(BASIS, sample_shape=(3, 2)),
+        r"sample_shape \(3, 2\) holds 6 values, U_k has 12 rows",
+    ),
+    (
+        lambda: PCADecoder(BASIS, sample_shape=(3, 2)),
+        r"sample_shape \(3, 2\) holds 6 values, U_k has 12 rows",
+    ),
+    (
+        lambda: PCAEncoder.fit(torch.rand(3, 12), 4),
+        "between 1 and 3, the smaller of 3 samples and 12 values, got 4",
+    ),
     (lambda: PCADecoder.fit(torch.rand(30, 12), 0), "between 1 and 12.* got 0"),
     (lambda: PCAEncoder(BASIS)(torch.rand(2, 11)), r"12 values per sample, got shape \(2, 11\)"),
-    (lambda: LearnedLinearEncoder((3, 2, 2), 4)(torch.rand(2, 2, 2, 3)), r"\(B, 3, 2, 2\), got \(2, 2, 2, 3\)"),
+    (
+        lambda: LearnedLinearEncoder((3, 2, 2), 4)(torch.rand(2, 2, 2, 3)),
+        r"\(B, 3, 2, 2\), got \(2, 2, 2, 3\)",
+    ),
     (lambda: LearnedLinearEncoder((3, 0), 4), "sample_shape must be positive, got 0"),
     (lambda: LearnedLinearEncoder((), 4), "sample_shape must hold at least one size"),
     (lambda: LearnedLinearDecoder(0, 12), "dim must be positive, got 0"),
@@ -203,8 +256,14 @@ REFUSALS = [
     (lambda: TransformerDecoder(1, 8, 4, 5, depth=0), "depth must be positive, got 0"),
     (lambda: TransformerEncoder(0, 8, 4, 5), "in_channels must be positive, got 0"),
     (lambda: TransformerEncoder(1, 8, 4, 5)(torch.rand(1, 1, 16, 8)), "8 x 8 pixels, got 16 x 8"),
-    (lambda: TransformerEncoder(3, 8, 4, 5)(torch.rand(1, 1, 8, 8)), r"\(B, 3, H, W\), got \(1, 1, 8, 8\)"),
-    (lambda: TransformerDecoder(1, 8, 4, 5)(torch.rand(1, 4, 4, 5)), r"\(B, 2, 2, 5\), got \(1, 4, 4, 5\)"),
+    (
+        lambda: TransformerEncoder(3, 8, 4, 5)(torch.rand(1, 1, 8, 8)),
+        r"\(B, 3, H, W\), got \(1, 1, 8, 8\)",
+    ),
+    (
+        lambda: TransformerDecoder(1, 8, 4, 5)(torch.rand(1, 4, 4, 5)),
+        r"\(B, 2, 2, 5\), got \(1, 4, 4, 5\)",
+    ),
 ]
 
 

@@ -75,7 +75,8 @@ def test_merge_equals_one_pass_in_any_order():
     before = parts[0].state_dict()
     parts[0].merge(empty)
     for name, value in parts[0].state_dict().items(): assert torch.equal(value, before[name])
-    with pytest.raises(ValueError, match="codebook_size 32, got 31"): empty.merge(ev.CodebookMetrics(31))
+    with pytest.raises(ValueError, match="codebook_size 32, got 31"):
+        empty.merge(ev.CodebookMetrics(31))
     with pytest.raises(TypeError, match="got dict"): empty.merge({})
 
 
@@ -98,21 +99,25 @@ def test_state_round_trip():
     metrics.counts.zero_()
     metrics.state_dict()["counts"].zero_()
     assert metrics.compute()["samples"] == 1000
-    with pytest.raises(ValueError, match="counts must have shape"): ev.CodebookMetrics(5).load_state_dict(metrics.state_dict())
-    with pytest.raises(ValueError, match="state must hold"): other.load_state_dict({"counts": torch.zeros(32)})
+    with pytest.raises(ValueError, match="counts must have shape"):
+        ev.CodebookMetrics(5).load_state_dict(metrics.state_dict())
+    with pytest.raises(ValueError, match="state must hold"):
+        other.load_state_dict({"counts": torch.zeros(32)})
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_low_precision_is_accumulated_in_float64(dtype):
     indices, z, z_q = batch()
     z, z_q = z.to(dtype), z_q.to(dtype)
-    same(ev.CodebookMetrics(32).update(indices, z, z_q).compute(), ev.CodebookMetrics(32).update(indices, z.double(), z_q.double()).compute())
+    same(ev.CodebookMetrics(32).update(indices, z, z_q).compute(),
+         ev.CodebookMetrics(32).update(indices, z.double(), z_q.double()).compute())
 
 
 @pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.uint8])
 def test_integer_dtypes(dtype):
     indices = batch()[0]
-    assert torch.equal(ev.CodebookMetrics(32).update(indices.to(dtype)).counts, ev.CodebookMetrics(32).update(indices).counts)
+    assert torch.equal(ev.CodebookMetrics(32).update(indices.to(dtype)).counts,
+                       ev.CodebookMetrics(32).update(indices).counts)
 
 
 def test_autograd_and_device():
@@ -141,7 +146,11 @@ BAD = [
     (lambda i, z, q: (i[:, None], z, q), ValueError, "one vector per index"),
     (lambda i, z, q: (i, z * math.nan, q), ValueError, "z holds"),
     (lambda i, z, q: (i, z, q / 0), ValueError, "z_q holds"),
-    (lambda i, z, q: (i, z[:, :5], q[:, :5]), ValueError, "6 values on its last axis as before, got 5"),
+    (
+        lambda i, z, q: (i, z[:, :5], q[:, :5]),
+        ValueError,
+        "6 values on its last axis as before, got 5",
+    ),
     (lambda i, z, q: (i, z.long(), q), TypeError, "floating-point"),
 ]
 
@@ -160,14 +169,26 @@ def test_without_latents_and_reset():
     metrics = ev.CodebookMetrics(8)
     with pytest.raises(ValueError, match="no samples"): metrics.compute()
     values = metrics.update(torch.tensor([[1, 1], [2, 2]])).compute()
-    assert values["perplexity"] == 2.0 and math.isnan(values["distortion"]) and math.isnan(values["relative_distortion"])
-    metrics.update(torch.tensor([3]), torch.ones(1, 2), torch.zeros(1, 2))  # latents for some batches only
+    assert (
+        values["perplexity"] == 2.0
+        and math.isnan(values["distortion"])
+        and math.isnan(values["relative_distortion"])
+    )
+    # latents for some batches only
+    metrics.update(torch.tensor([3]), torch.ones(1, 2), torch.zeros(1, 2))
     values = metrics.compute()
-    assert values["samples"] == 5 and values["distortion"] == 1.0 and values["relative_distortion"] == math.inf
+    assert (
+        values["samples"] == 5
+        and values["distortion"] == 1.0
+        and values["relative_distortion"] == math.inf
+    )
     metrics.reset()
     with pytest.raises(ValueError, match="no samples"): metrics.compute()
-    metrics.update(torch.tensor([0]), torch.ones(1, 3), torch.ones(1, 3))  # another dim after reset is fine
-    assert metrics.compute()["distortion"] == 0.0 and math.isnan(metrics.compute()["relative_distortion"])
+    # another dim after reset is fine
+    metrics.update(torch.tensor([0]), torch.ones(1, 3), torch.ones(1, 3))
+    assert metrics.compute()["distortion"] == 0.0 and math.isnan(
+        metrics.compute()["relative_distortion"]
+    )
 
 
 @pytest.mark.parametrize("size,error", [(0, ValueError), (-1, ValueError), (2.0, TypeError), (True, TypeError), ("8", TypeError)])
@@ -178,7 +199,11 @@ def test_bad_codebook_size(size, error):
 def test_entropy():
     for n in (1, 2, 64, 1024, 65536): assert ev.perplexity(torch.full((n,), 3)) == n
     assert math.copysign(1, ev.entropy_bits([4])) == 1  # no minus zero in a table
-    assert ev.entropy_bits(torch.tensor([0.5, 0.25, 0.25])) == ev.entropy_bits(torch.tensor([[2, 1], [1, 0]])) == 1.5
+    assert (
+        ev.entropy_bits(torch.tensor([0.5, 0.25, 0.25]))
+        == ev.entropy_bits(torch.tensor([[2, 1], [1, 0]]))
+        == 1.5
+    )
     for bad in ([], [0], [-1, 2], [math.nan, 1.0], [math.inf]):
         with pytest.raises(ValueError): ev.entropy_bits(bad)
 
@@ -196,8 +221,10 @@ def test_mse_psnr():
 
 def test_round_trip_is_lossless(tmp_path):
     tracker, rng = ev.MetricsTracker(), np.random.default_rng(0)
-    special = [math.nan, math.inf, -math.inf, -0.0, 0.0, 5e-324, 1.7976931348623157e308, 0.1 + 0.2, 1e22]
-    for step, value in enumerate([*special, *rng.standard_normal(200), *rng.standard_normal(50).astype("float32")]):
+    special = [math.nan, math.inf, -math.inf, -0.0, 0.0, 5e-324, 1.7976931348623157e308, 0.1 + 0.2,
+               1e22]
+    for step, value in enumerate([*special, *rng.standard_normal(200),
+                                  *rng.standard_normal(50).astype("float32")]):
         tracker.log(step, "train", loss=value)
     tracker.log(10**15, 'a "quoted", split\nwith lines\r\n', **{"NA": 1, "nan": 2, "ä/β": 3, "": 4})
     tracker.log(0, "null", loss=torch.tensor(1.5), count=np.int64(3), flag=torch.tensor([2]))
@@ -229,7 +256,8 @@ def test_logging_again_replaces():
 @pytest.mark.parametrize("value", ["1", None, [1.0], {}, 1j, torch.ones(2), torch.zeros(0), np.ones((2, 1)), torch.tensor(1j)])
 def test_values_that_are_not_numbers(value):
     tracker = ev.MetricsTracker()
-    with pytest.raises(TypeError, match="bad must be one real number"): tracker.log(0, "train", good=1.0, bad=value)
+    with pytest.raises(TypeError, match="bad must be one real number"):
+        tracker.log(0, "train", good=1.0, bad=value)
     assert len(tracker) == 0
 
 
@@ -304,7 +332,8 @@ def test_code_usage(counts, scale):
 def test_codebook(n, dim):
     g = torch.Generator().manual_seed(0)
     start = time.perf_counter()
-    ax = drawn(ev.plot_codebook(torch.randn(n, dim, generator=g), torch.randn(50, dim, generator=g), torch.zeros(n)))
+    ax = drawn(ev.plot_codebook(torch.randn(n, dim, generator=g), torch.randn(50, dim, generator=g),
+                                torch.zeros(n)))
     assert time.perf_counter() - start < 20
     assert ("principal plane" in title(ax)) == (dim > 2)
     drawn(ev.plot_codebook(torch.randn(n, dim, generator=g)))
@@ -315,9 +344,12 @@ def test_codebook_degenerate():
     drawn(ev.plot_codebook(torch.ones(6, 2)))
     drawn(ev.plot_codebook(torch.ones(6, 4)))
     drawn(ev.plot_codebook(torch.ones(6, 4), torch.ones(3, 3, 4), torch.arange(6)))
-    drawn(ev.plot_codebook(torch.tensor([[0.0, 0], [0, 0], [1, 1]], dtype=torch.bfloat16, requires_grad=True)))
-    with pytest.raises(ValueError, match="codebook holds 1 NaN"): ev.plot_codebook(torch.tensor([[0.0, math.nan]]))
-    with pytest.raises(ValueError, match="counts must have shape"): ev.plot_codebook(torch.ones(6, 2), counts=torch.ones(5))
+    drawn(ev.plot_codebook(torch.tensor([[0.0, 0], [0, 0], [1, 1]], dtype=torch.bfloat16,
+                                        requires_grad=True)))
+    with pytest.raises(ValueError, match="codebook holds 1 NaN"):
+        ev.plot_codebook(torch.tensor([[0.0, math.nan]]))
+    with pytest.raises(ValueError, match="counts must have shape"):
+        ev.plot_codebook(torch.ones(6, 2), counts=torch.ones(5))
 
 
 def test_cut_cells_are_nearest_codes_in_full_space():
@@ -353,32 +385,46 @@ def test_reconstructions_refused(a, b):
 @pytest.mark.parametrize("interval", [False, True])
 def test_rate_distortion_with_one_point(interval):
     points = pd.DataFrame({"method": ["VQ"], "rate": [1.0], "distortion": [0.4]})
-    if interval: points = points.assign(low=-0.1, high=math.nan)  # an interval may reach below zero or be unknown
+    if interval:
+        # an interval may reach below zero or be unknown
+        points = points.assign(low=-0.1, high=math.nan)
     assert title(drawn(ev.plot_rate_distortion(points))) == "Distortion over rate"
-    limits = {f"limit {i}": (torch.tensor([0.0, 2.0]), torch.tensor([1.0, 1 / 16])) for i in range(6)}
+    limits = {f"limit {i}": (torch.tensor([0.0, 2.0]), torch.tensor([1.0, 1 / 16]))
+              for i in range(6)}
     ax = drawn(ev.plot_rate_distortion(points, limits))
     assert title(ax) == "Closest to limit 0: VQ, 1.60 times its distortion"
     lines = [line for line in ax.lines if line.get_label().startswith("limit")]
-    assert len(lines) == 6 and all(line.get_color() == ev.LIMIT and line.is_dashed() for line in lines)
+    assert len(lines) == 6 and all(line.get_color() == ev.LIMIT and line.is_dashed()
+                                   for line in lines)
 
 
 def test_rate_distortion_errors():
-    with pytest.raises(ValueError, match="missing"): ev.plot_rate_distortion(pd.DataFrame({"rate": [1.0]}))
-    with pytest.raises(ValueError, match="high"): ev.plot_rate_distortion(pd.DataFrame({"method": "a", "rate": [1.0], "distortion": 1.0, "low": 0.5}))
-    with pytest.raises(ValueError, match="empty"): ev.plot_rate_distortion(pd.DataFrame(columns=["method", "rate", "distortion"]))
+    with pytest.raises(ValueError, match="missing"):
+        ev.plot_rate_distortion(pd.DataFrame({"rate": [1.0]}))
+    with pytest.raises(ValueError, match="high"):
+        ev.plot_rate_distortion(pd.DataFrame({"method": "a", "rate": [1.0], "distortion": 1.0,
+                                              "low": 0.5}))
+    with pytest.raises(ValueError, match="empty"):
+        ev.plot_rate_distortion(pd.DataFrame(columns=["method", "rate", "distortion"]))
     assert not plt.get_fignums()
 
 
 # ---------------------------------------------------------------- style
 
 def test_table():
-    frame = pd.DataFrame({"n": pd.array([1, None], dtype="Int64"), "d": [0.123456, math.nan], "s": ["a|b", None],
-                          "m": [np.float32(0.1), "x"], "f": [True, False]})
-    assert repr(ev.show_table(frame, 3)).splitlines() == [
-        "| n | d | s | m | f |", "| --: | --: | :-- | :-- | :-- |", "| 1 | 0.123 | a\\|b | 0.1 | True |", "|  |  |  | x | False |"]
+    frame = pd.DataFrame({"n": pd.array([1, None], dtype="Int64"), "d": [0.123456, math.nan],
+                          "s": ["a|b", None], "m": [np.float32(0.1), "x"], "f": [True, False]})
+    assert repr(ev.show_table(frame, 3)).splitlines() == ["| n | d | s | m | f |",
+                                                          "| --: | --: | :-- | :-- | :-- |",
+                                                          "| 1 | 0.123 | a\\|b | 0.1 | True |",
+                                                          "|  |  |  | x | False |"]
 
 
 def test_style_starts_no_shell():
-    code = "import sys; from vqvae.evaluation.style import use_style; use_style(); a = 'IPython' in sys.modules; " \
-           "import IPython; use_style(); print(a, IPython.get_ipython())"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False None"
+    code = (
+        "import sys; from vqvae.evaluation.style import use_style; use_style(); a = 'IPython' in "
+        "sys.modules; "
+        "import IPython; use_style(); print(a, IPython.get_ipython())"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          check=True).stdout.strip() == "False None"

@@ -10,10 +10,19 @@ from scipy.stats import norm
 
 pytest.importorskip("anywidget", reason="explorers need anywidget: pip install -e '.[lab]'")
 
-from vqvae.explorers import (CodebookExplorer, CollapseExplorer, FSQExplorer, GradientExplorer, GumbelExplorer, WaterFillingExplorer,
-                             explorer_source, load_recording, record_run)
 from vqvae.data.digits import DigitsDataset
 from vqvae.evaluation.metrics import CodebookMetrics
+from vqvae.explorers import (
+    CodebookExplorer,
+    CollapseExplorer,
+    FSQExplorer,
+    GradientExplorer,
+    GumbelExplorer,
+    WaterFillingExplorer,
+    explorer_source,
+    load_recording,
+    record_run,
+)
 from vqvae.explorers.collapse import collapse_trainer, record_collapse
 from vqvae.explorers.gradient import ESTIMATORS
 from vqvae.initialization.rate_distortion import codebook_covariance
@@ -29,19 +38,24 @@ SEEDS = range(8)
 
 @pytest.fixture(scope="module")
 def call(chromium):
-    "Call an exported function of an explorer's module in the browser: call(module, function, *arguments)."
+    """Call an exported function of an explorer's module in the browser: call(module, function,
+    *arguments)."""
     page = chromium.new_page()
     page.set_content("<p>")
     def call(module: str, function: str, *arguments):
-        return page.evaluate("""async ([source, name, given]) => {
+        return page.evaluate(
+            """async ([source, name, given]) => {
             const module = await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
             return module[name](...given);
-        }""", [explorer_source(module), function, json.loads(json.dumps(arguments))])
+        }""",
+            [explorer_source(module), function, json.loads(json.dumps(arguments))],
+        )
     yield call
     page.close()
 
 
-def close(found, expected, tolerance=1e-6): np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+def close(found, expected, tolerance=1e-6):
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -57,12 +71,13 @@ def test_water_filling(call, seed):
     close(found["distortions"], expected.distortions)
     close(found["distortion"], expected.distortion)
     codes = codebook_covariance(torch.diag(variances), 2**round(rate))
-    again = call("waterfilling", "compute", {"variances": variances.tolist(), "rate": float(round(rate))})
+    again = call("waterfilling", "compute",
+                 {"variances": variances.tolist(), "rate": float(round(rate))})
     close(again["codeVariances"], codes.diagonal())
 
 
-DEGENERATE = [([1.0, 2.0], [-1.0, -2.0]), ([0.0, 0.0], [1.0, 0.0]), ([1.0, 1.0], [0.0, 0.0]), ([1.0, 2.0], [1.0, 2.0]),
-              ([1e-200, 0.0], [1.0, 0.0]), ([1.0, 0.0], [-1.0, 1e-9])]
+DEGENERATE = [([1.0, 2.0], [-1.0, -2.0]), ([0.0, 0.0], [1.0, 0.0]), ([1.0, 1.0], [0.0, 0.0]),
+              ([1.0, 2.0], [1.0, 2.0]), ([1e-200, 0.0], [1.0, 0.0]), ([1.0, 0.0], [-1.0, 1e-9])]
 
 
 @pytest.mark.parametrize("case", [*SEEDS, *DEGENERATE], ids=str)
@@ -89,9 +104,12 @@ def test_finite_scalar_quantization(call, levels):
     quantizer = FiniteScalarQuantizer(levels)
     z = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0)) * 0.9 + 0.4
     z_q, indices, _ = quantizer(z)
-    digits = [np.searchsorted(c["edges"], z[:, i].double().numpy()) for i, c in enumerate(found["coordinates"])]
-    away = torch.stack([(bound(z.double(), torch.tensor(levels))[:, i] % 1 - 0.5).abs() > 1e-5 for i in (0, 1)]).all(0)
-    assert away.float().mean() > 0.99  # all but points on an edge, which float32 may round the other way
+    digits = [np.searchsorted(c["edges"], z[:, i].double().numpy())
+              for i, c in enumerate(found["coordinates"])]
+    away = torch.stack([(bound(z.double(), torch.tensor(levels))[:, i] % 1 - 0.5).abs() > 1e-5
+                        for i in (0, 1)]).all(0)
+    # all but points on an edge, which float32 may round the other way
+    assert away.float().mean() > 0.99
     assert (torch.from_numpy(digits[0] + levels[0] * digits[1])[away] == indices[away]).all()
     values = np.stack([np.array(c["values"])[d] for c, d in zip(found["coordinates"], digits)], 1)
     close(values[away], z_q[away])
@@ -100,7 +118,8 @@ def test_finite_scalar_quantization(call, levels):
         halves = torch.arange(level - 1) - level // 2 + 0.5
         close(bound(edges[:, None].expand(-1, 2), torch.tensor(levels))[:, i], halves)
         close(coordinate["probabilities"], np.diff(norm.cdf([-np.inf, *edges, np.inf], 0.4, 0.9)))
-    p = np.outer(found["coordinates"][1]["probabilities"], found["coordinates"][0]["probabilities"]).ravel()
+    p = np.outer(found["coordinates"][1]["probabilities"],
+                 found["coordinates"][0]["probabilities"]).ravel()
     close(found["joint"], p)
     close(found["entropy"], -(p * np.log2(p, where=p > 0, out=np.zeros_like(p))).sum())
     close(found["seen"], (1 - (1 - p) ** 10000).sum())
@@ -109,9 +128,13 @@ def test_finite_scalar_quantization(call, levels):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_gumbel(call, seed):
     generator = torch.Generator().manual_seed(seed)
-    logits, noise = 2 * torch.randn(3, generator=generator).double(), gumbel_noise(torch.empty(50, 3).double(), generator)
+    logits, noise = (
+        2 * torch.randn(3, generator=generator).double(),
+        gumbel_noise(torch.empty(50, 3).double(), generator),
+    )
     temperature = [0.05, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 0.1][seed]
-    found = call("gumbel", "compute", {"logits": logits.tolist(), "noise": noise.tolist(), "temperature": temperature})
+    found = call("gumbel", "compute",
+                 {"logits": logits.tolist(), "noise": noise.tolist(), "temperature": temperature})
     soft, choices = draw_codewords(logits + noise, torch.eye(3).double(), temperature, hard=False)
     close(found["samples"], soft)
     assert found["choices"] == choices.tolist()
@@ -137,7 +160,8 @@ def test_codebook(call, source, size):
     close(found["perplexity"], scores["perplexity"])
     assert found["dead"] == scores["dead_codes"]
     moved = call("codebook", "lloydStep", explorer.points.tolist(), codebook.tolist())
-    for i, code in enumerate(moved): close(code, points[indices == i].mean(0) if (indices == i).any() else codebook[i])
+    for i, code in enumerate(moved):
+        close(code, points[indices == i].mean(0) if (indices == i).any() else codebook[i])
 
 
 @pytest.mark.parametrize("variances", [[1.0, 1.0], [1.0, 0.25], [2.0, 0.01]], ids=str)
@@ -145,7 +169,8 @@ def test_limits(call, variances):
     scalar = CodebookExplorer().scalar
     for bits in (0.0, 0.5, 1.0, 2.0, 4.0, 6.0):
         close(call("codebook", "limit", variances, bits), water_filling(variances, bits).distortion)
-        law = zador_distortion(torch.tensor(2.0**bits, dtype=torch.float64), variances, LATTICE_CONSTANTS[2][1])
+        law = zador_distortion(torch.tensor(2.0**bits, dtype=torch.float64), variances,
+                               LATTICE_CONSTANTS[2][1])
         close(call("codebook", "highResolution", variances, bits), law)
     for codes in (1, 3, 4, 12, 64):
         pairs = [(a, codes // a) for a in range(1, codes + 1)]
@@ -156,7 +181,8 @@ def test_limits(call, variances):
 def test_cells_hold_what_their_codewords_own(call):
     codebook = torch.randn(20, 2, generator=torch.Generator().manual_seed(1)).double()
     outlines = call("codebook", "cells", codebook.tolist(), 3.0)
-    area = lambda p: abs(np.dot(p[:, 0], np.roll(p[:, 1], -1)) - np.dot(p[:, 1], np.roll(p[:, 0], -1))) / 2
+    area = lambda p: abs(np.dot(p[:, 0], np.roll(p[:, 1], -1))
+                         - np.dot(p[:, 1], np.roll(p[:, 0], -1))) / 2
     polygons = [np.array(outline) for outline in outlines if outline]
     close(sum(map(area, polygons)), 36.0)  # they fill the square and do not overlap
     for i, outline in enumerate(outlines):
@@ -173,9 +199,12 @@ def test_collapse(call, frame):
         found = call("collapse", "compute", explorer.state())
         assert found["step"] == recording["steps"][frame]
         for side, run in (("left", recording["runs"][left]), ("right", recording["runs"][right])):
-            codes, latents = (torch.tensor(run[name][frame], dtype=torch.float64) * recording["unit"] for name in ("codes", "latents"))
+            codes, latents = (torch.tensor(run[name][frame], dtype=torch.float64)
+                              * recording["unit"] for name in ("codes", "latents"))
             metrics = CodebookMetrics(len(codes))
-            metrics.update(torch.arange(len(codes)).repeat_interleave(torch.tensor(run["counts"][frame])))
+            metrics.update(
+                torch.arange(len(codes)).repeat_interleave(torch.tensor(run["counts"][frame]))
+            )
             scores = metrics.compute()
             close(found[side]["entropy"], scores["entropy_bits"])
             close(found[side]["perplexity"], scores["perplexity"])
@@ -187,13 +216,18 @@ def test_collapse(call, frame):
 
 @pytest.mark.parametrize("names", [("uniform", "rotation", "after 50 idle steps"), ("k-means", "straight-through", "none")], ids=", ".join)
 def test_the_recording_can_be_made_again(names):
-    "The first hundred steps, past the first revival: later a difference of rounding on another machine may have grown."
+    """The first hundred steps, past the first revival: later a difference of rounding on another
+    machine may have grown."""
     recording, data = load_recording(), DigitsDataset()
     steps = [step for step in recording["steps"] if step <= 98]
-    again, stored = record_run(collapse_trainer(*names, data), data, steps), recording["runs"][", ".join(names)]
-    for name in ("codes", "latents"): np.testing.assert_allclose(again[name], stored[name][:len(steps)], atol=2)  # thousandths
-    for name in ("reconstruction", "codebook"): np.testing.assert_allclose(again[name], stored[name][:len(steps)], rtol=0.02)
-    assert np.abs(np.subtract(again["counts"], stored["counts"][:len(steps)])).sum(1).max() <= 8  # of 360
+    again, stored = record_run(collapse_trainer(*names, data), data,
+                               steps), recording["runs"][", ".join(names)]
+    for name in ("codes", "latents"):
+        np.testing.assert_allclose(again[name], stored[name][:len(steps)], atol=2)  # thousandths
+    for name in ("reconstruction", "codebook"):
+        np.testing.assert_allclose(again[name], stored[name][:len(steps)], rtol=0.02)
+    # of 360
+    assert np.abs(np.subtract(again["counts"], stored["counts"][:len(steps)])).sum(1).max() <= 8
 
 
 def test_a_recording_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
@@ -207,6 +241,7 @@ def test_a_recording_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
 @pytest.mark.parametrize("explorer", [CodebookExplorer, CollapseExplorer, FSQExplorer, GradientExplorer, GumbelExplorer, WaterFillingExplorer])
 def test_the_notebook_shows_the_present_module(explorer):
     "The page holds JavaScript as it was when the notebook ran: it must be today's."
-    shown = [output["data"]["text/markdown"] for path in NOTEBOOKS.glob("*.ipynb") for cell in json.loads(path.read_text())["cells"]
+    shown = [output["data"]["text/markdown"] for path in NOTEBOOKS.glob("*.ipynb")
+             for cell in json.loads(path.read_text())["cells"]
              for output in cell.get("outputs", []) if "text/markdown" in output.get("data", {})]
     assert any("".join(text) == explorer().page() for text in shown), "run `make notebooks`"

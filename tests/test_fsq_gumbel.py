@@ -9,15 +9,22 @@ import torch.nn.functional as F
 from vqvae.core import seeded, step_generator
 from vqvae.models.io import load_component, save_component
 from vqvae.quantizers.fsq import FiniteScalarQuantizer, _constants, bound
-from vqvae.quantizers.gumbel import (DistanceLogits, ExponentialTemperature, GumbelSoftmaxQuantizer, LinearLogits, gumbel_noise,
-                                     kl_to_uniform)
+from vqvae.quantizers.gumbel import (
+    DistanceLogits,
+    ExponentialTemperature,
+    GumbelSoftmaxQuantizer,
+    LinearLogits,
+    gumbel_noise,
+    kl_to_uniform,
+)
 from vqvae.quantizers.search import nearest_codes
 
 
 def codes(n=8, dim=3): return torch.randn(n, dim, generator=torch.Generator().manual_seed(5))
 
 
-def latents(*shape, seed=0): return torch.randn(*shape, 3, generator=torch.Generator().manual_seed(seed))
+def latents(*shape, seed=0):
+    return torch.randn(*shape, 3, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("count", [*range(2, 70), 101, 102, 255, 256, 999, 1000, 1001, 1002, 4095, 4096, 65536, 1 << 20])
@@ -38,7 +45,8 @@ def test_fsq_constants_are_the_papers_up_to_101_levels():
     for count in range(3, 102):
         half, offset, shift = (v.item() for v in _constants(torch.tensor([count]), torch.float64))
         assert half == pytest.approx((count - 1) * (1 - 1e-3) / 2, rel=1e-12)
-        assert offset == (0 if count % 2 else 0.5) and shift == pytest.approx(math.atanh(offset / half), rel=1e-12)
+        assert offset == (0 if count % 2
+                          else 0.5) and shift == pytest.approx(math.atanh(offset / half), rel=1e-12)
 
 
 def test_fsq_extreme_latents_stay_in_range():
@@ -63,7 +71,8 @@ def test_fsq_largest_codebook():
     z_q, indices, _ = quantizer((quantizer.decode(last) + 0.5) * 10)
     assert torch.equal(indices, last) and quantizer.codebook_size == 2 ** 62
     with pytest.raises(ValueError, match="use decode"): quantizer.get_codebook()
-    with pytest.raises(ValueError, match="indices must lie in"): quantizer.decode(torch.tensor([2 ** 62]))
+    with pytest.raises(ValueError, match="indices must lie in"):
+        quantizer.decode(torch.tensor([2 ** 62]))
 
 
 @pytest.mark.parametrize("levels, kind", [([], ValueError), ([1], ValueError), ([3, 0], ValueError), ([-2], ValueError), ([2] * 63, ValueError),
@@ -75,7 +84,8 @@ def test_fsq_refuses_levels(levels, kind):
 def test_fsq_has_nothing_to_set():
     quantizer = FiniteScalarQuantizer([3, 4])
     with pytest.raises(TypeError, match="no codebook"): quantizer.set_codebook(torch.zeros(12, 2))
-    with pytest.raises(TypeError, match="no codebook"): quantizer.initialize(lambda n, k, data, generator: torch.zeros(n, k))
+    with pytest.raises(TypeError, match="no codebook"):
+        quantizer.initialize(lambda n, k, data, generator: torch.zeros(n, k))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -83,13 +93,17 @@ def test_fsq_has_nothing_to_set():
 def test_gumbel_quantizer_equals_torch_with_the_same_noise(dtype, temperature):
     quantizer = GumbelSoftmaxQuantizer(3, 8, codes(), temperature=temperature, seed=7).train()
     for step in range(3):
-        z, g = latents(50, 2, seed=step).to(dtype).requires_grad_(), latents(50, 2, seed=9).to(dtype)
+        z, g = (
+            latents(50, 2, seed=step).to(dtype).requires_grad_(),
+            latents(50, 2, seed=9).to(dtype),
+        )
         z_q, indices, _ = quantizer(z)
         with seeded(step_generator(7, step).initial_seed()):
             C = quantizer.codebook.to(dtype)
             y = F.gumbel_softmax(DistanceLogits()(z, C), temperature, hard=True)
         assert torch.equal(indices, y.argmax(-1))
-        for mine, theirs in zip(torch.autograd.grad(z_q, (z, quantizer.codebook), g), torch.autograd.grad(y @ C, (z, quantizer.codebook), g)):
+        for mine, theirs in zip(torch.autograd.grad(z_q, (z, quantizer.codebook), g),
+                                torch.autograd.grad(y @ C, (z, quantizer.codebook), g)):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
@@ -144,17 +158,22 @@ def test_gumbel_kl_is_masked_and_at_least_zero():
     quantizer = GumbelSoftmaxQuantizer(3, 8, codes())
     z, mask = latents(2, 3), torch.tensor([[True, True, False], [True, False, False]])
     p = quantizer.logits(z, quantizer.codebook).softmax(-1)[mask]
-    torch.testing.assert_close(quantizer(z, mask)[2]["losses"]["kl"], (p * (8 * p).log()).sum(-1).mean())
-    assert (kl_to_uniform(1e-4 * torch.randn(1000, 300, generator=torch.Generator().manual_seed(0))) >= 0).all()
+    torch.testing.assert_close(quantizer(z, mask)[2]["losses"]["kl"],
+                               (p * (8 * p).log()).sum(-1).mean())
+    assert (kl_to_uniform(1e-4 * torch.randn(1000, 300, generator=torch.Generator().manual_seed(0)))
+            >= 0).all()
     assert torch.isfinite(kl_to_uniform(torch.tensor([[1e30, -1e30, 0.0]]))).all()
 
 
 def test_gumbel_saves_its_schedule_and_logits(tmp_path):
-    quantizer = GumbelSoftmaxQuantizer(3, 8, codes(), LinearLogits(3, 8, seed=2), ExponentialTemperature(1.0, 0.1, 10)).train()
+    quantizer = GumbelSoftmaxQuantizer(3, 8, codes(), LinearLogits(3, 8, seed=2),
+                                       ExponentialTemperature(1.0, 0.1, 10)).train()
     for step in range(4): quantizer(latents(20, seed=step))
     save_component(quantizer, tmp_path / "q.safetensors")
     loaded = load_component(tmp_path / "q.safetensors").train()
-    assert loaded.current_temperature() == quantizer.current_temperature() == pytest.approx(0.1 ** 0.4)
+    assert (
+        loaded.current_temperature() == quantizer.current_temperature() == pytest.approx(0.1**0.4)
+    )
     assert torch.equal(loaded(latents(20))[1], quantizer(latents(20))[1])
 
 
@@ -165,7 +184,8 @@ def test_gumbel_initialize(logits):
     quantizer.initialize(lambda n, k, data, generator: codes(n, k))
     assert quantizer.codebook is parameter and torch.equal(parameter, codes())
     before = copy.deepcopy(quantizer.state_dict())
-    with pytest.raises(ValueError, match="codebook"): quantizer.set_codebook(torch.full((8, 3), torch.nan))
+    with pytest.raises(ValueError, match="codebook"):
+        quantizer.set_codebook(torch.full((8, 3), torch.nan))
     assert torch.equal(before["codebook"], quantizer.codebook)
 
 

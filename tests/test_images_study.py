@@ -8,8 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
-from vqvae.studies.images import (RATES, autoencoder, images, jpeg_file, kmeans_code, measure, pca_code, scan_bytes,
-                                      summarize, table_bits)
+from vqvae.studies.images import (
+    RATES,
+    autoencoder,
+    images,
+    jpeg_file,
+    kmeans_code,
+    measure,
+    pca_code,
+    scan_bytes,
+    summarize,
+    table_bits,
+)
 
 PICTURES = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -38,7 +48,9 @@ def test_unseen_symbols_cost_a_finite_number_of_bits():
 def test_a_finer_step_costs_more_and_errs_less():
     coded = [pca_code(PICTURES, PICTURES, step) for step in (1.0, 0.3, 0.1)]
     errors = [(c.x_recon - PICTURES).square().mean().item() for c in coded]
-    assert errors == sorted(errors, reverse=True) and [c.rate for c in coded] == sorted(c.rate for c in coded)
+    assert errors == sorted(errors, reverse=True) and [c.rate for c in coded] == sorted(
+        c.rate for c in coded
+    )
     assert all(0 <= c.x_recon.min() and c.x_recon.max() <= 1 for c in coded)
 
 
@@ -66,14 +78,21 @@ def test_unknown_names_are_refused():
 
 def test_summary_leaves_out_what_cannot_be_compared():
     "A rate below all files of JPEG has no gain over JPEG."
-    row = {"dataset": "digits", "seed": 0, "steps": 0, "rate_nominal": math.nan, "tokens": 0, "setting": 1.0}
+    row = {"dataset": "digits", "seed": 0, "steps": 0, "rate_nominal": math.nan, "tokens": 0,
+           "setting": 1.0}
     rows = pd.DataFrame([{**row, "method": name, "rate": rate, "distortion": error}
                          for name, first in (("PCA", 0.2), ("JPEG", 0.4), ("JPEG, flat", 0.4))
                          for rate, error in ((first, 1e-2), (0.6, 1e-3))])
-    learned = pd.DataFrame([{**row, "method": "linear", "tokens": 1, "rate": 0.3, "distortion": 1e-2}])
+    learned = pd.DataFrame([{**row, "method": "linear", "tokens": 1, "rate": 0.3,
+                             "distortion": 1e-2}])
     table = summarize(pd.concat([rows, learned], ignore_index=True))
-    assert len(table) == 1 and np.isnan(table["over JPEG"][0]) and table["over PCA"][0] == pytest.approx(-2.5)
+    assert (
+        len(table) == 1
+        and np.isnan(table["over JPEG"][0])
+        and table["over PCA"][0] == pytest.approx(-2.5)
+    )
 
 
 def test_every_configuration_is_measured_once():
-    assert len({tuple(c.values()) for c in images.grid}) == len(images.grid) and len(images.seeds) >= 5
+    assert len({tuple(c.values())
+                for c in images.grid}) == len(images.grid) and len(images.seeds) >= 5

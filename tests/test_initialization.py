@@ -7,8 +7,14 @@ import pytest
 import torch
 
 from vqvae.core import import_path, resolve
-from vqvae.initialization import (codebook_covariance, kmeans_init, normal_init, rd_gaussian_init, sample_init,
-                                  uniform_init)
+from vqvae.initialization import (
+    codebook_covariance,
+    kmeans_init,
+    normal_init,
+    rd_gaussian_init,
+    sample_init,
+    uniform_init,
+)
 from vqvae.theory import water_filling
 
 ALL = [uniform_init, normal_init, sample_init, kmeans_init, rd_gaussian_init]
@@ -16,7 +22,8 @@ WITHOUT_DATA = [uniform_init, normal_init, rd_gaussian_init]
 every = pytest.mark.parametrize("initializer", ALL, ids=lambda f: f.__name__)
 
 
-def latents(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+def latents(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def used(codebook, data):
@@ -31,9 +38,11 @@ def used(codebook, data):
 def test_shape_dtype(initializer, shape, dtype):
     data = latents(*shape).to(dtype).requires_grad_()
     codebook = initializer(16, 3, data)
-    assert codebook.shape == (16, 3) and codebook.dtype == torch.float32 and codebook.is_contiguous()
+    assert codebook.shape == (16,
+                              3) and codebook.dtype == torch.float32 and codebook.is_contiguous()
     assert not codebook.requires_grad and torch.isfinite(codebook).all()
-    assert torch.equal(codebook, initializer(16, 3, data.detach().reshape(-1, 3)))  # the grid does not matter
+    # the grid does not matter
+    assert torch.equal(codebook, initializer(16, 3, data.detach().reshape(-1, 3)))
 
 
 @every
@@ -46,7 +55,8 @@ def test_deterministic_and_global_generators_untouched(initializer):
     assert not torch.equal(first, initializer(32, 4, data, generator=generator(6)))
     assert torch.equal(initializer(32, 4, data), initializer(32, 4, data, generator=generator(0)))
     moving = generator(5)
-    assert not torch.equal(initializer(32, 4, data, generator=moving), initializer(32, 4, data, generator=moving))
+    assert not torch.equal(initializer(32, 4, data, generator=moving),
+                           initializer(32, 4, data, generator=moving))
     assert torch.equal(torch.get_rng_state(), ours) and (np.random.get_state()[1] == theirs).all()
     assert torch.equal(data, latents(300, 4))  # the data are as they were
 
@@ -76,21 +86,26 @@ def test_signature_and_import_path(initializer):
     (dict(generator=3), TypeError, "generator must be a torch.Generator, got int"),
 ])
 def test_errors(initializer, arguments, error, message):
-    with pytest.raises(error, match=message): initializer(**{"codebook_size": 4, "dim": 3, "data": latents(50, 3), **arguments})
+    with pytest.raises(error, match=message):
+        initializer(**{"codebook_size": 4, "dim": 3, "data": latents(50, 3), **arguments})
 
 
 @pytest.mark.parametrize("initializer", [sample_init, kmeans_init])
 def test_enough_different_samples(initializer):
     with pytest.raises(ValueError, match="needs data"): initializer(4, 3)
-    with pytest.raises(ValueError, match="at least 51 samples in data, got 50"): initializer(51, 3, latents(50, 3))
+    with pytest.raises(ValueError, match="at least 51 samples in data, got 50"):
+        initializer(51, 3, latents(50, 3))
     repeated = latents(10, 3).repeat(9, 1)
-    with pytest.raises(ValueError, match="at least 11 different samples in data, got 10 among 90"): initializer(11, 3, repeated)
+    with pytest.raises(ValueError, match="at least 11 different samples in data, got 10 among 90"):
+        initializer(11, 3, repeated)
     by_row = lambda x: sorted(map(tuple, x.tolist()))
     assert by_row(initializer(10, 3, repeated)) == by_row(latents(10, 3))
     signs = torch.tensor([[0.0], [-0.0], [1.0]])  # 0 and −0 are one point
-    with pytest.raises(ValueError, match="different samples in data, got 2 among 3"): initializer(3, 1, signs)
+    with pytest.raises(ValueError, match="different samples in data, got 2 among 3"):
+        initializer(3, 1, signs)
     close = torch.tensor([[1.0], [1.0 + 1e-12], [2.0]], dtype=torch.float64)  # one point in float32
-    with pytest.raises(ValueError, match="different samples in data, got 2 among 3"): initializer(3, 1, close)
+    with pytest.raises(ValueError, match="different samples in data, got 2 among 3"):
+        initializer(3, 1, close)
 
 
 @pytest.mark.parametrize("initializer", WITHOUT_DATA)
@@ -101,15 +116,18 @@ def test_no_data_needed(initializer):
 
 @pytest.mark.parametrize("initializer", [normal_init, rd_gaussian_init])
 def test_two_samples_are_the_least(initializer):
-    with pytest.raises(ValueError, match="at least 2 samples in data, got 1"): initializer(4, 3, latents(1, 3))
+    with pytest.raises(ValueError, match="at least 2 samples in data, got 1"):
+        initializer(4, 3, latents(1, 3))
     assert torch.isfinite(initializer(4, 3, latents(2, 3))).all()
-    assert torch.equal(initializer(4, 3, torch.ones(9, 3)), torch.ones(4, 3))  # constant data: a constant codebook
+    # constant data: a constant codebook
+    assert torch.equal(initializer(4, 3, torch.ones(9, 3)), torch.ones(4, 3))
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_kmeans_leaves_no_empty_cluster(seed):
     generator = torch.Generator().manual_seed(seed)
-    heap = torch.cat([torch.full((500, 2), 1e3), 1e3 + 1e-2 * torch.randn(60, 2, generator=generator)])
+    heap = torch.cat([torch.full((500, 2), 1e3),
+                      1e3 + 1e-2 * torch.randn(60, 2, generator=generator)])
     grid = torch.randint(0, 7, (400, 2), generator=generator).float()  # at most 49 different points
     wide = torch.randn(200, 2, generator=generator) * torch.tensor([1e6, 1e-6])
     for data in (heap, grid, wide):
@@ -126,7 +144,8 @@ def test_kmeans_finds_separated_clusters():
     codebook = kmeans_init(12, 5, data)
     found = torch.cdist(centres, codebook).min(1)
     assert found.indices.unique().numel() == 12 and found.values.max() < 0.2
-    with pytest.raises(ValueError, match="max_iter must be positive"): kmeans_init(12, 5, data, max_iter=0)
+    with pytest.raises(ValueError, match="max_iter must be positive"):
+        kmeans_init(12, 5, data, max_iter=0)
 
 
 def test_sample_init_takes_every_sample_equally_often():
@@ -143,11 +162,14 @@ def test_codebook_covariance_is_water_filled(seed, n):
     variances = torch.exp(2 * torch.randn(9, generator=generator, dtype=torch.float64))
     variances[:2] = 0
     basis = torch.linalg.qr(torch.randn(9, 9, generator=generator, dtype=torch.float64)).Q
-    asked = (basis * (variances - water_filling(variances, math.log2(n)).level).clamp(min=0)) @ basis.T
+    asked = (basis
+             * (variances - water_filling(variances, math.log2(n)).level).clamp(min=0)) @ basis.T
     found = codebook_covariance((basis * variances) @ basis.T, n)
     torch.testing.assert_close(found, asked, rtol=0, atol=1e-11 * variances.max().item())
     isotropic = codebook_covariance((basis * variances) @ basis.T, n, isotropic=True)
-    torch.testing.assert_close(isotropic, variances.mean() * (1 - n ** (-2 / 9)) * torch.eye(9).double(), rtol=0, atol=1e-11)
+    torch.testing.assert_close(isotropic,
+                               variances.mean() * (1 - n ** (-2 / 9)) * torch.eye(9).double(),
+                               rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("covariance, message", [
@@ -162,14 +184,23 @@ def test_covariance_errors(covariance, message):
 
 
 def test_drawn_codes_follow_mean_and_covariance():
-    data = 3 + latents(4000, 5) @ torch.diag(torch.tensor([3.0, 2.0, 1.0, 0.3, 0.0])) @ torch.linalg.qr(latents(5, 5, seed=1)).Q
+    data = (
+        3
+        + latents(4000, 5)
+        @ torch.diag(torch.tensor([3.0, 2.0, 1.0, 0.3, 0.0]))
+        @ torch.linalg.qr(latents(5, 5, seed=1)).Q
+    )
     generator = torch.Generator().manual_seed(0)
-    codes = torch.cat([rd_gaussian_init(64, 5, data, generator=generator) for _ in range(100)]).double()
+    codes = torch.cat([rd_gaussian_init(64, 5, data, generator=generator)
+                       for _ in range(100)]).double()
     asked = codebook_covariance(data.double().T.cov(), 64)
-    error = ((asked**2 + asked.diag()[:, None] * asked.diag()) / len(codes)).sqrt()  # standard error of a covariance
+    # standard error of a covariance
+    error = ((asked**2 + asked.diag()[:, None] * asked.diag()) / len(codes)).sqrt()
     assert ((codes.T.cov() - asked).abs() < 4.5 * error + 1e-9).all()
-    assert ((codes.mean(0) - data.double().mean(0)).abs() < 4.5 * (asked.diag() / len(codes)).sqrt() + 1e-6).all()
-    assert torch.linalg.matrix_rank(codes - codes.mean(0), rtol=1e-4) == (torch.linalg.eigvalsh(asked) > 1e-9).sum()
+    assert ((codes.mean(0) - data.double().mean(0)).abs() < 4.5 * (asked.diag() / len(codes)).sqrt()
+            + 1e-6).all()
+    assert torch.linalg.matrix_rank(codes - codes.mean(0),
+                                    rtol=1e-4) == (torch.linalg.eigvalsh(asked) > 1e-9).sum()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -179,4 +210,5 @@ def test_devices(initializer, where):
     generator = torch.Generator(device=where).manual_seed(0)
     assert initializer(8, 3, latents(90, 3).cuda(), generator=generator).device.type == "cuda"
     assert initializer(8, 3, latents(90, 3), generator=generator).device.type == "cpu"
-    if initializer in WITHOUT_DATA: assert initializer(8, 3, generator=generator).device.type == where
+    if initializer in WITHOUT_DATA:
+        assert initializer(8, 3, generator=generator).device.type == where

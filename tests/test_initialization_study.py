@@ -7,11 +7,11 @@ import torch
 from sklearn.cluster import KMeans
 from torch.quasirandom import SobolEngine
 
-from vqvae.studies.initialization import INITIALIZERS, initialization, training
 from vqvae.initialization.data import kmeans_init
 from vqvae.quantizers.learning import EMALearning
 from vqvae.quantizers.search import nearest_codes
 from vqvae.quantizers.vq import VectorQuantizer
+from vqvae.studies.initialization import INITIALIZERS, initialization, training
 from vqvae.theory.lloyd_max import gaussian_source, lloyd_max
 
 
@@ -21,7 +21,8 @@ def held_out(k):
     return torch.special.ndtri(u.clamp(1e-9, 1 - 1e-9))
 
 
-def distortion(codes, test): return (test - codes[nearest_codes(test, codes)]).square().mean().item()
+def distortion(codes, test):
+    return (test - codes[nearest_codes(test, codes)]).square().mean().item()
 
 
 def independent(k, n, test):
@@ -54,12 +55,14 @@ def test_training_counts_its_steps_and_moves_a_codebook_that_learns_by_averages(
 
 
 def test_the_grid_holds_every_rate_that_means_a_whole_number_of_bits_up_to_fourteen():
-    rows = {(row["spectrum"], row["dim"], row["codebook_size"], row["initialization"]) for row in initialization.grid}
+    rows = {(row["spectrum"], row["dim"], row["codebook_size"], row["initialization"])
+            for row in initialization.grid}
     for k in (2, 4, 8, 16, 32, 64, 128):
         for rate in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4):
             bits = rate * k
             if bits == int(bits) and 1 <= bits <= 14:
-                assert all((s, k, 2 ** int(bits), i) in rows for s in ("equal", "unequal") for i in INITIALIZERS)
+                assert all((s, k, 2 ** int(bits), i) in rows for s in ("equal", "unequal")
+                           for i in INITIALIZERS)
     assert max(row["codebook_size"] for row in initialization.grid) == 2**14
     assert all(math.log2(row["codebook_size"]) <= 4 * row["dim"] for row in initialization.grid)
     assert len({tuple(row.items()) for row in initialization.grid}) == len(initialization.grid)

@@ -34,21 +34,42 @@ def lab(tmp_path_factory):
     for path in NOTEBOOKS.glob("*.ipynb"): shutil.copy(path, folder)
     own = {f"JUPYTER{name}": str(folder / "settings" / name.lower()) for name in
            ("_CONFIG_DIR", "_DATA_DIR", "_RUNTIME_DIR", "LAB_SETTINGS_DIR", "LAB_WORKSPACES_DIR")}
-    tracker = Path(own["JUPYTERLAB_SETTINGS_DIR"]) / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
+    tracker = (
+        Path(own["JUPYTERLAB_SETTINGS_DIR"])
+        / "@jupyterlab"
+        / "notebook-extension"
+        / "tracker.jupyterlab-settings"
+    )
     tracker.parent.mkdir(parents=True)
-    tracker.write_text('{"windowingMode": "none"}')  # every cell is in the page, also what is scrolled away
+    # every cell is in the page, also what is scrolled away
+    tracker.write_text('{"windowingMode": "none"}')
     environment = {**os.environ, **own, "JUPYTER_PREFER_ENV_PATH": "1", "OMP_NUM_THREADS": "1"}
     environment.pop("VQVAE_STATIC", None)
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}",
-               f"--IdentityProvider.token={token}", "--LabApp.news_url=None", "--LabApp.extension_manager=readonly",
-               "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", f"--ServerApp.root_dir={folder}"]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        "--ServerApp.ip=127.0.0.1",
+        f"--ServerApp.port={port}",
+        f"--IdentityProvider.token={token}",
+        "--LabApp.news_url=None",
+        "--LabApp.extension_manager=readonly",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        f"--ServerApp.root_dir={folder}",
+    ]
     log = folder / "server.log"
-    with open(log, "w") as output: server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=folder)
+    with open(log, "w") as output:
+        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment,
+                                  cwd=folder)
     address = f"http://127.0.0.1:{port}"
     try:
-        wait(lambda: answers(f"{address}/api?token={token}") or server.poll() is not None, explain=log.read_text)
+        wait(lambda: answers(f"{address}/api?token={token}") or server.poll() is not None,
+             explain=log.read_text)
         assert server.poll() is None, log.read_text()
-        yield SimpleNamespace(address=address, token=token, runtime=Path(own["JUPYTER_RUNTIME_DIR"]))
+        yield SimpleNamespace(address=address, token=token,
+                              runtime=Path(own["JUPYTER_RUNTIME_DIR"]))
     finally:
         server.terminate()  # ends its kernels, too
         try: server.wait(30)
@@ -77,19 +98,28 @@ class Notebook:
         self.context.route("**/*", self.judge)
         self.page = self.context.new_page()
         before = set(lab.runtime.glob("kernel-*.json"))
-        self.page.goto(f"{lab.address}/lab/workspaces/{Path(name).stem}/tree/{name}?token={lab.token}")
+        self.page.goto(
+            f"{lab.address}/lab/workspaces/{Path(name).stem}/tree/{name}?token={lab.token}"
+        )
         self.page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=PATIENCE)
-        self.connection = self.wait(lambda: sorted(set(lab.runtime.glob("kernel-*.json")) - before))[0]
-        self.page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").wait_for(timeout=PATIENCE)  # before it is ready, a run is lost
+        self.connection = self.wait(lambda: sorted(set(lab.runtime.glob("kernel-*.json"))
+                                                   - before))[0]
+        # before it is ready, a run is lost
+        self.page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").wait_for(
+            timeout=PATIENCE
+        )
         self.page.get_by_role("menuitem", name="Run", exact=True).click()
         self.page.locator("[data-command='runmenu:run-all']").click()
 
     def judge(self, route) -> None:
-        if route.request.url.startswith((self.lab.address, "data:", "blob:")): return route.continue_()
+        if route.request.url.startswith((self.lab.address, "data:", "blob:")):
+            return route.continue_()
         self.foreign.append(route.request.url)
         route.abort()
 
-    def wait(self, condition): return wait(condition, pause=lambda: self.page.wait_for_timeout(100))  # answers requests meanwhile
+    def wait(self, condition):
+        # answers requests meanwhile
+        return wait(condition, pause=lambda: self.page.wait_for_timeout(100))
 
     def ask(self, expression: str) -> str:
         "The `repr` of an expression, by a second client of the same kernel."
@@ -98,7 +128,9 @@ class Notebook:
         client.load_connection_file()
         client.start_channels()
         try:
-            reply = client.execute_interactive("", user_expressions={"it": expression}, timeout=PATIENCE / 1000, output_hook=lambda _: None, store_history=False)
+            reply = client.execute_interactive("", user_expressions={"it": expression},
+                                               timeout=PATIENCE / 1000, output_hook=lambda _: None,
+                                               store_history=False)
             found = reply["content"]["user_expressions"]["it"]
             assert found["status"] == "ok", found
             return found["data"]["text/plain"]
@@ -118,7 +150,8 @@ def test_live_training(chromium, lab):
         page, step = notebook.page, lambda: int(notebook.ask("live.trainer.step"))
         run, stop = (page.get_by_role("button", name=name, exact=True) for name in ("Run", "Stop"))
         run.first.wait_for(timeout=PATIENCE)
-        notebook.wait(lambda: "whole" in notebook.ask("list(globals())"))  # the cells below have run
+        # the cells below have run
+        notebook.wait(lambda: "whole" in notebook.ask("list(globals())"))
         begin, picture = step(), page.locator(".jp-OutputArea-output img").first
         shown = picture.get_attribute("src")
         run.first.click()
@@ -143,12 +176,16 @@ def test_the_codebook_explorer_is_live(chromium, lab):
         handle = page.get_by_role("slider", name="Codeword 3", exact=True)
         handle.wait_for(timeout=PATIENCE)
         handle.scroll_into_view_if_needed()
-        read = lambda: [float(x) for x in notebook.ask("explorer.codebook[2].tolist()").strip("[]").split(",")]
+        read = lambda: [
+            float(x) for x in notebook.ask("explorer.codebook[2].tolist()").strip("[]").split(",")
+        ]
         number = page.locator('.vq-readout output[name="Distortion"]')
 
         # the page moves the trait: by as much as the mouse moved
         before, (x, y), text = read(), centre(handle), number.inner_text()
-        unit = page.evaluate("e => e.ownerSVGElement.getScreenCTM().a", handle.element_handle()) * (400 - 12 - 42) / 6.4  # pixels
+        # pixels
+        unit = page.evaluate("e => e.ownerSVGElement.getScreenCTM().a",
+                             handle.element_handle()) * (400 - 12 - 42) / 6.4
         page.mouse.move(x, y)
         page.mouse.down()
         page.mouse.move(x + 90, y - 60, steps=5)
@@ -158,7 +195,9 @@ def test_the_codebook_explorer_is_live(chromium, lab):
         assert number.inner_text() != text
 
         # so does a key, which JupyterLab leaves alone
-        active = lambda: page.locator(".jp-Notebook-cell.jp-mod-active").evaluate("e => [...e.parentElement.children].indexOf(e)")
+        active = lambda: page.locator(".jp-Notebook-cell.jp-mod-active").evaluate(
+            "e => [...e.parentElement.children].indexOf(e)"
+        )
         cell, height = active(), read()[1]
         handle.focus()
         page.keyboard.press("ArrowDown")
@@ -167,10 +206,13 @@ def test_the_codebook_explorer_is_live(chromium, lab):
 
         # the trait moves the page
         notebook.ask("setattr(explorer, 'codebook', [[-1.0, 0.0], [1.0, 0.0]])")
-        page.get_by_role("slider", name="Codeword 3", exact=True).wait_for(state="detached", timeout=30_000)
+        page.get_by_role("slider", name="Codeword 3", exact=True).wait_for(
+            state="detached", timeout=30_000
+        )
         assert page.get_by_role("slider", name="Codeword").count() == 2
         assert page.locator('.vq-readout output[name="Dead codes"]').inner_text() == "0 of 2"
         shown = float(number.inner_text())
-        exact = "float(np.square(abs(explorer.points) - [1, 0]).mean())"  # by symmetry: the nearer of the two
+        # by symmetry: the nearer of the two
+        exact = "float(np.square(abs(explorer.points) - [1, 0]).mean())"
         assert abs(shown - float(notebook.ask(exact))) < 0.001
         assert notebook.foreign == []

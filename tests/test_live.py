@@ -12,10 +12,18 @@ pytest.importorskip("ipywidgets", reason="live training needs ipywidgets: pip in
 pytest.importorskip("anywidget", reason="explorers need anywidget: pip install -e '.[lab]'")
 
 from vqvae.data.digits import DigitsDataset
-from vqvae.explorers.live import CHOICES, USED, LiveTraining, Repeater, live_trainer, training_picture
+from vqvae.explorers.live import (
+    CHOICES,
+    USED,
+    LiveTraining,
+    Repeater,
+    live_trainer,
+    training_picture,
+)
 from vqvae.training.trainer import Trainer
 
-PLAIN = {"data": "digits", "encoder": "linear", "codes": 16, "lr": 1e-3, "seed": 0, **{name: next(iter(CHOICES[name])) for name in CHOICES}}
+PLAIN = {"data": "digits", "encoder": "linear", "codes": 16, "lr": 1e-3, "seed": 0,
+         **{name: next(iter(CHOICES[name])) for name in CHOICES}}
 
 
 def compositions():
@@ -32,7 +40,8 @@ def test_every_composition_trains(chosen):
     trainer = live_trainer(PLAIN | chosen, data)
     before = [p.clone() for p in trainer.model.parameters()]
     trainer.fit(data, steps=2, progress=False)
-    assert trainer.step == 2 and any(not torch.equal(a, b) for a, b in zip(before, trainer.model.parameters()))
+    assert trainer.step == 2 and any(not torch.equal(a, b)
+                                     for a, b in zip(before, trainer.model.parameters()))
 
 
 @pytest.mark.parametrize("quantizer", CHOICES["quantizer"])
@@ -54,7 +63,8 @@ def in_thread(function, *arguments):
     with ThreadPoolExecutor(1) as pool: return pool.submit(function, *arguments).result()
 
 
-def made(*arguments, **choices): return in_thread(partial(LiveTraining, *arguments, **choices))  # it belongs to no event loop
+def made(*arguments, **choices):
+    return in_thread(partial(LiveTraining, *arguments, **choices))  # it belongs to no event loop
 
 
 async def until(condition):
@@ -110,7 +120,12 @@ def test_reset_and_a_changed_control_begin_anew():
 
 def test_controls_without_effect_are_grey():
     live = LiveTraining(quantizer="finite scalar")
-    assert {name for name, control in live.controls.items() if control.disabled} == {"initialization", "estimator", "learning", "revival"}
+    assert {name for name, control in live.controls.items() if control.disabled} == {
+        "initialization",
+        "estimator",
+        "learning",
+        "revival",
+    }
 
 
 def test_a_control_changed_back_continues_the_run():
@@ -140,11 +155,14 @@ def test_parts_that_do_not_fit_leave_the_last_run():
         assert not live.running
 
     in_thread(asyncio.run, press())
-    assert "needs images" in live.status.value and live.model is model and same(state(live), trained)
+    assert (
+        "needs images" in live.status.value and live.model is model and same(state(live), trained)
+    )
 
 
 def test_clicks_in_another_thread_never_train_twice_at_once(monkeypatch):
-    "JupyterLab delivers clicks in a thread of its own, with an event loop of its own, also in the middle of a step."
+    """JupyterLab delivers clicks in a thread of its own, with an event loop of its own, also in the
+    middle of a step."""
     fit, active, most, threads, inside = Trainer.fit, [], [], set(), threading.Event()
 
     def watched(trainer, *arguments, **options):
@@ -179,7 +197,11 @@ def test_clicks_in_another_thread_never_train_twice_at_once(monkeypatch):
 
 def test_an_error_in_training_stops_it_and_is_shown(monkeypatch):
     live = made()
-    monkeypatch.setattr(Trainer, "fit", lambda *_, **__: (_ for _ in ()).throw(FloatingPointError("the loss is <infinite>")))
+    monkeypatch.setattr(
+        Trainer,
+        "fit",
+        lambda *_, **__: (_ for _ in ()).throw(FloatingPointError("the loss is <infinite>")),
+    )
 
     async def press():
         live.buttons["Run"].click()

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from test_quantizers import DIM, QUANTIZERS
 
 from vqvae.core import evaluating
 from vqvae.data.digits import DigitsDataset
@@ -18,17 +19,30 @@ from vqvae.encoders.transformer import TransformerEncoder
 from vqvae.models.vqvae import VQVAE
 from vqvae.training.loss import vqvae_loss
 
-from test_quantizers import DIM, QUANTIZERS
-
 DIGITS = DigitsDataset()
 BASIS = torch.linalg.qr(torch.randn(64, DIM, generator=torch.Generator().manual_seed(0)))[0]
 PAIRS = {
-    "pca": lambda: (PCAEncoder(BASIS, sample_shape=(1, 8, 8)), PCADecoder(BASIS, sample_shape=(1, 8, 8))),
-    "pca trainable": lambda: (PCAEncoder(BASIS, trainable=True, sample_shape=(1, 8, 8)), PCADecoder(BASIS, trainable=True, sample_shape=(1, 8, 8))),
+    "pca": lambda: (
+        PCAEncoder(BASIS, sample_shape=(1, 8, 8)),
+        PCADecoder(BASIS, sample_shape=(1, 8, 8)),
+    ),
+    "pca trainable": lambda: (
+        PCAEncoder(BASIS, trainable=True, sample_shape=(1, 8, 8)),
+        PCADecoder(BASIS, trainable=True, sample_shape=(1, 8, 8)),
+    ),
     "linear": lambda: (LearnedLinearEncoder((1, 8, 8), DIM), LearnedLinearDecoder(DIM, (1, 8, 8))),
-    "conv": lambda: (ConvEncoder(1, DIM, downsample=2, hidden=8, residual_blocks=1), ConvDecoder(1, DIM, upsample=2, hidden=8, residual_blocks=1)),
-    "transformer": lambda: (TransformerEncoder(1, 8, 4, DIM, width=16, depth=1), TransformerDecoder(1, 8, 4, DIM, width=16, depth=1)),
-    "conv to transformer": lambda: (ConvEncoder(1, DIM, downsample=4, hidden=8), TransformerDecoder(1, 8, 4, DIM, width=16, depth=1)),
+    "conv": lambda: (
+        ConvEncoder(1, DIM, downsample=2, hidden=8, residual_blocks=1),
+        ConvDecoder(1, DIM, upsample=2, hidden=8, residual_blocks=1),
+    ),
+    "transformer": lambda: (
+        TransformerEncoder(1, 8, 4, DIM, width=16, depth=1),
+        TransformerDecoder(1, 8, 4, DIM, width=16, depth=1),
+    ),
+    "conv to transformer": lambda: (
+        ConvEncoder(1, DIM, downsample=4, hidden=8),
+        TransformerDecoder(1, 8, 4, DIM, width=16, depth=1),
+    ),
 }
 
 
@@ -47,11 +61,13 @@ every_model = pytest.mark.parametrize(("pair", "name"), [(p, q) for p in PAIRS f
 def test_forward_backward_and_tokens(pair, name):
     model, x = model_of(pair, name).train(), images()
     out = model(x)
-    assert out["x_recon"].shape == x.shape and {"x_recon", "z", "z_q", "indices", "z_q_hard", "distances", "losses"} <= set(out)
+    assert out["x_recon"].shape == x.shape and {"x_recon", "z", "z_q", "indices", "z_q_hard",
+                                                "distances", "losses"} <= set(out)
     loss = vqvae_loss(out, x)[0]
     if any(p.requires_grad for p in model.parameters()): loss.backward()
     for key, parameter in model.named_parameters():
-        if parameter.requires_grad: assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), key
+        if parameter.requires_grad:
+            assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), key
         else: assert parameter.grad is None, key
     before = copy.deepcopy(model.state_dict())
     tokens = model.tokenize(x)
@@ -71,7 +87,8 @@ def test_one_training_step_moves_what_is_trainable_only(pair, name):
         optimizer = torch.optim.AdamW(parameters, lr=0.1)
         vqvae_loss(model(images()), images())[0].backward()
         optimizer.step()
-    moved = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    moved = {key
+             for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
     assert not any(key.startswith("quantizer") for key in moved)
     assert bool(moved) == bool(parameters)
 
@@ -84,7 +101,9 @@ def test_save_and_load(pair, name, tmp_path):
     loaded = VQVAE.load(tmp_path / "folder" / "model.safetensors")
     assert torch.equal(loaded.tokenize(images()), model.tokenize(images()))
     assert torch.equal(loaded(images())["x_recon"], model(images())["x_recon"])
-    assert [c.trainable for c in (loaded.encoder, loaded.quantizer, loaded.decoder)] == [model.encoder.trainable, True, False]
+    assert [c.trainable
+            for c in (loaded.encoder, loaded.quantizer,
+                      loaded.decoder)] == [model.encoder.trainable, True, False]
     assert [p.name for p in (tmp_path / "folder").iterdir()] == ["model.safetensors"]
 
 
@@ -93,7 +112,8 @@ def test_compiles_in_evaluation_without_graph_break(pair):
     torch._dynamo.reset()
     model = model_of(pair, "rotation VQ").eval()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    with torch.no_grad(): torch.testing.assert_close(compiled(images())["x_recon"], model(images())["x_recon"])
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images())["x_recon"], model(images())["x_recon"])
 
 
 def test_mismatched_parts_are_refused():
@@ -103,7 +123,8 @@ def test_mismatched_parts_are_refused():
                          ((ConvEncoder(1, DIM + 1, 2), QUANTIZERS["VQ"](), decoder), "dimension 5, the quantizer expects 4"),
                          ((encoder, QUANTIZERS["VQ"](), LearnedLinearDecoder(DIM, 64)), "encoder turns")):
         with pytest.raises(ValueError, match=message): VQVAE(*bad)
-    with pytest.raises(TypeError, match="decoder must be a BaseDecoder"): VQVAE(encoder, QUANTIZERS["VQ"](), torch.nn.Identity())
+    with pytest.raises(TypeError, match="decoder must be a BaseDecoder"):
+        VQVAE(encoder, QUANTIZERS["VQ"](), torch.nn.Identity())
 
 
 def test_a_failed_save_keeps_the_good_file(tmp_path, monkeypatch):
@@ -123,7 +144,8 @@ def test_a_failed_save_keeps_the_good_file(tmp_path, monkeypatch):
 def test_load_runs_nothing_that_the_file_names(tmp_path):
     from safetensors.torch import save_file
     def file(recipe):
-        save_file({}, tmp_path / "bad.safetensors", {"format": "vqvae 1", "recipe": json.dumps(recipe)})
+        save_file({}, tmp_path / "bad.safetensors",
+                  {"format": "vqvae 1", "recipe": json.dumps(recipe)})
         return tmp_path / "bad.safetensors"
     for recipe, message in (({"class": "os.system", "trainable": True, "arguments": {"command": "touch /tmp/owned"}}, "not a component"),
                             ({"class": "antigravity.Fly", "trainable": True, "arguments": {}}, "import antigravity first"),
@@ -135,7 +157,9 @@ def test_load_runs_nothing_that_the_file_names(tmp_path):
 def test_load_refuses_what_is_not_a_model(tmp_path):
     from vqvae.models.io import save_component
     save_component(QUANTIZERS["VQ"](), tmp_path / "q.safetensors")
-    with pytest.raises(ValueError, match="holds a VectorQuantizer, not a VQVAE"): VQVAE.load(tmp_path / "q.safetensors")
+    with pytest.raises(ValueError, match="holds a VectorQuantizer, not a VQVAE"):
+        VQVAE.load(tmp_path / "q.safetensors")
     (tmp_path / "text").write_text("hello")
-    with pytest.raises(ValueError, match="not a readable safetensors file"): VQVAE.load(tmp_path / "text")
+    with pytest.raises(ValueError, match="not a readable safetensors file"):
+        VQVAE.load(tmp_path / "text")
     with pytest.raises(FileNotFoundError): VQVAE.load(tmp_path / "absent")

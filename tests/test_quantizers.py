@@ -5,7 +5,13 @@ import pytest
 import torch
 
 from vqvae.models.io import load_component, save_component
-from vqvae.quantizers.estimators import projection, rotation, rotation_tangent, rotation_unscaled, straight_through
+from vqvae.quantizers.estimators import (
+    projection,
+    rotation,
+    rotation_tangent,
+    rotation_unscaled,
+    straight_through,
+)
 from vqvae.quantizers.fsq import FiniteScalarQuantizer
 from vqvae.quantizers.gumbel import GumbelSoftmaxQuantizer, LinearLogits
 from vqvae.quantizers.learning import EMALearning, Revival
@@ -22,7 +28,9 @@ QUANTIZERS = {
     "VQ": lambda: VectorQuantizer(DIM, SIZE, codes()),
     "VQ uniform": lambda: VectorQuantizer(DIM, SIZE),
     "VQ EMA": lambda: VectorQuantizer(DIM, SIZE, codes(), learning=EMALearning(0.9)),
-    "VQ EMA revival": lambda: VectorQuantizer(DIM, SIZE, codes(), learning=EMALearning(0.9, every=2), revival=Revival(2)),
+    "VQ EMA revival": lambda: VectorQuantizer(
+        DIM, SIZE, codes(), learning=EMALearning(0.9, every=2), revival=Revival(2)
+    ),
     "VQ loss revival": lambda: VectorQuantizer(DIM, SIZE, codes(), revival=Revival(2)),
     "VQ unscaled rotation": lambda: VectorQuantizer(DIM, SIZE, codes(), rotation_unscaled),
     "VQ tangent rotation": lambda: VectorQuantizer(DIM, SIZE, codes(), rotation_tangent),
@@ -32,7 +40,9 @@ QUANTIZERS = {
     "FSQ odd": lambda: FiniteScalarQuantizer([3, 5, 7, 3]),
     "FSQ mixed": lambda: FiniteScalarQuantizer([8, 5, 2, 4]),
     "Gumbel": lambda: GumbelSoftmaxQuantizer(DIM, SIZE, codes()),
-    "Gumbel linear": lambda: GumbelSoftmaxQuantizer(DIM, SIZE, codes(), logits=LinearLogits(DIM, SIZE)),
+    "Gumbel linear": lambda: GumbelSoftmaxQuantizer(
+        DIM, SIZE, codes(), logits=LinearLogits(DIM, SIZE)
+    ),
     "Gumbel soft": lambda: GumbelSoftmaxQuantizer(DIM, SIZE, codes(), hard=False),
 }
 SHAPES = [(7,), (1,), (2, 3), (2, 3, 5), (2, 1, 3, 2)]  # all but the last axis
@@ -54,7 +64,8 @@ def noisy(name, training): return name == "Gumbel soft" and training
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_triple(name, shape, training, dtype):
     quantizer = QUANTIZERS[name]().train(training)
-    table = quantizer.get_codebook().detach().clone()  # learning moves the codes after the output was made
+    # learning moves the codes after the output was made
+    table = quantizer.get_codebook().detach().clone()
     z = latents(shape, dtype).requires_grad_()
     z_q, indices, info = quantizer(z)
     assert z_q.shape == z.shape and z_q.dtype == dtype
@@ -62,9 +73,12 @@ def test_triple(name, shape, training, dtype):
     assert set(info) == {"z_q_hard", "distances", "losses"}
     codewords = table[indices].to(dtype)
     assert torch.equal(info["z_q_hard"].to(dtype), codewords)
-    if not noisy(name, training): assert torch.equal(z_q.view(torch.uint8), codewords.view(torch.uint8))  # bit for bit
+    if not noisy(name, training):
+        assert torch.equal(z_q.view(torch.uint8), codewords.view(torch.uint8))  # bit for bit
     assert info["distances"].shape == indices.shape
-    torch.testing.assert_close(info["distances"].double(), (z.double() - table[indices].double()).square().sum(-1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(info["distances"].double(),
+                               (z.double() - table[indices].double()).square().sum(-1), rtol=1e-4,
+                               atol=1e-5)
     assert all(loss.ndim == 0 and torch.isfinite(loss) for loss in info["losses"].values())
     if not training: assert torch.equal(quantizer.decode(indices).to(dtype), z_q)
 
@@ -133,7 +147,8 @@ def test_saved_and_continued_equals_undisturbed(name, tmp_path):
     for step in range(3, 7):
         expected, found = straight(latents((50,), seed=step)), continued(latents((50,), seed=step))
         assert torch.equal(expected[0], found[0]) and torch.equal(expected[1], found[1])
-    assert all(torch.equal(value, continued.state_dict()[key]) for key, value in straight.state_dict().items())
+    assert all(torch.equal(value, continued.state_dict()[key])
+               for key, value in straight.state_dict().items())
 
 
 @every_quantizer
@@ -144,7 +159,8 @@ def test_cpu_autocast(name, training):
     expected = plain(z)
     with torch.autocast("cpu", dtype=torch.bfloat16): found = cast(z)
     assert torch.equal(expected[0], found[0]) and torch.equal(expected[1], found[1])
-    for key, loss in expected[2]["losses"].items(): assert torch.equal(loss, found[2]["losses"][key])
+    for key, loss in expected[2]["losses"].items():
+        assert torch.equal(loss, found[2]["losses"][key])
 
 
 @every_quantizer
@@ -153,7 +169,11 @@ def test_compiles_without_graph_break_in_evaluation(name):
     quantizer = QUANTIZERS[name]().eval()
     compiled = torch.compile(quantizer, fullgraph=True, backend="aot_eager")
     for seed in (0, 1):
-        with torch.no_grad(): expected, found = quantizer(latents((6, 3), seed=seed)), compiled(latents((6, 3), seed=seed))
+        with torch.no_grad():
+            expected, found = (
+                quantizer(latents((6, 3), seed=seed)),
+                compiled(latents((6, 3), seed=seed)),
+            )
         assert torch.equal(expected[0], found[0]) and torch.equal(expected[1], found[1])
     z = latents((6, 3)).requires_grad_()
     compiled(z)[0].sum().backward()
@@ -169,19 +189,22 @@ def test_bad_input_is_refused_and_changes_nothing(name):
     wrong = latents((5,))
     nan, inf = wrong.clone(), wrong.clone()
     nan[1, 2], inf[0, 0] = torch.nan, torch.inf
-    for bad, message in ((nan, "NaN or infinite"), (inf, "NaN or infinite"), (wrong[:, :3], f"{DIM} values on its last axis"),
-                         (wrong[:0], "empty"), (wrong[0], r"\(B, \*grid, 4\)")):
+    for bad, message in ((nan, "NaN or infinite"), (inf, "NaN or infinite"),
+                         (wrong[:, :3], f"{DIM} values on its last axis"), (wrong[:0], "empty"),
+                         (wrong[0], r"\(B, \*grid, 4\)")):
         with pytest.raises(ValueError, match=message): quantizer(bad)
     with pytest.raises((TypeError, ValueError)): quantizer(wrong.long())
-    for bad, kind in ((torch.tensor([quantizer.codebook_size]), ValueError), (torch.tensor([-1]), ValueError),
-                      (torch.tensor([0.0]), TypeError), (torch.tensor([], dtype=torch.int64), ValueError)):
+    for bad, kind in ((torch.tensor([quantizer.codebook_size]), ValueError),
+                      (torch.tensor([-1]), ValueError), (torch.tensor([0.0]), TypeError),
+                      (torch.tensor([], dtype=torch.int64), ValueError)):
         with pytest.raises(kind, match="indices"): quantizer.decode(bad)
     assert all(torch.equal(value, quantizer.state_dict()[key]) for key, value in before.items())
 
 
 @every_quantizer
 def test_padding_changes_nothing(name):
-    "A batch of padded sequences equals the same vectors without padding: outputs, losses, gradients, statistics."
+    """A batch of padded sequences equals the same vectors without padding: outputs, losses,
+    gradients, statistics."""
     short, padded = QUANTIZERS[name]().train(), QUANTIZERS[name]().train()
     if "Gumbel" in name: short.eval(), padded.eval()  # in training the noise is drawn per position
     mask = torch.tensor([[True, True, True], [True, False, False]])
@@ -190,20 +213,24 @@ def test_padding_changes_nothing(name):
     a, b = z[mask].requires_grad_(), garbage.requires_grad_()
     for _ in range(3): expected, found = short(a), padded(b, mask=mask)
     assert torch.equal(found[0][mask], expected[0]) and torch.equal(found[1][mask], expected[1])
-    for key, loss in expected[2]["losses"].items(): torch.testing.assert_close(found[2]["losses"][key], loss)
+    for key, loss in expected[2]["losses"].items():
+        torch.testing.assert_close(found[2]["losses"][key], loss)
     (expected[0].sum() + sum(expected[2]["losses"].values())).backward()
     (found[0][mask].sum() + sum(found[2]["losses"].values())).backward()
     torch.testing.assert_close(b.grad[mask], a.grad)
     assert torch.equal(b.grad[~mask], torch.zeros_like(b.grad[~mask]))
-    assert all(torch.equal(value, padded.state_dict()[key]) for key, value in short.state_dict().items())
+    assert all(torch.equal(value, padded.state_dict()[key])
+               for key, value in short.state_dict().items())
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_rotation_identity(seed):
-    "⟨z, ∂L/∂z⟩ = ⟨q, g⟩ to float64 precision, for norms over ten orders of magnitude and every dimension."
+    """⟨z, ∂L/∂z⟩ = ⟨q, g⟩ to float64 precision, for norms over ten orders of magnitude and every
+    dimension."""
     generator = torch.Generator().manual_seed(seed)
     dim = 2 + seed
-    z, q, g = (torch.randn(500, dim, generator=generator, dtype=torch.float64) * 10 ** (10 * torch.rand(500, 1, generator=generator, dtype=torch.float64) - 5)
+    z, q, g = (torch.randn(500, dim, generator=generator, dtype=torch.float64)
+               * 10 ** (10 * torch.rand(500, 1, generator=generator, dtype=torch.float64) - 5)
                for _ in range(3))
     z.requires_grad_()
     rotation(z, q).backward(g)
@@ -213,8 +240,12 @@ def test_rotation_identity(seed):
 
 @pytest.mark.parametrize("estimator", [straight_through, rotation, rotation_unscaled, rotation_tangent, projection])
 def test_estimators_return_the_codeword_and_finite_gradients_in_degenerate_cases(estimator):
-    special = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [1e-30, 0.0], [1e30, 1e30], [1.0, 1e-7], [-1.0, 1e-4], [-0.0, 1.0]])
-    z, q = special.repeat_interleave(len(special), 0).requires_grad_(), special.repeat(len(special), 1)
+    special = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [1e-30, 0.0], [1e30, 1e30],
+                            [1.0, 1e-7], [-1.0, 1e-4], [-0.0, 1.0]])
+    z, q = (
+        special.repeat_interleave(len(special), 0).requires_grad_(),
+        special.repeat(len(special), 1),
+    )
     z_q = estimator(z, q)
     assert torch.equal(z_q.view(torch.int32), q.view(torch.int32))
     z_q.backward(torch.ones_like(z_q) * 1e-6)
@@ -229,7 +260,8 @@ def test_beta_zero_sends_no_loss_gradient_to_z_and_codebook_gradient_ignores_bet
         z = latents((50,)).requires_grad_()
         z_q, indices, info = quantizer(z)
         x_recon = torch.zeros(50, 3)
-        total, _ = vqvae_loss({"x_recon": x_recon, "losses": info["losses"]}, torch.ones(50, 3), weights={"commitment": beta})
+        total, _ = vqvae_loss({"x_recon": x_recon, "losses": info["losses"]}, torch.ones(50, 3),
+                              weights={"commitment": beta})
         total.backward()
         gradients.append(quantizer.codebook.grad)
         assert (z.grad is None or z.grad.abs().sum() == 0) == (beta == 0)
@@ -258,19 +290,25 @@ def test_search_is_exact_under_reduced_matmul_precision(precision):
     torch.set_float32_matmul_precision(precision)
     try:
         generator = torch.Generator().manual_seed(1)
-        z, book = torch.randn(400, 16, generator=generator), torch.randn(300, 16, generator=generator)
-        expected = torch.stack([(row.double() - book.double()).square().sum(-1).argmin() for row in z])
+        z, book = (
+            torch.randn(400, 16, generator=generator),
+            torch.randn(300, 16, generator=generator),
+        )
+        expected = torch.stack([(row.double() - book.double()).square().sum(-1).argmin()
+                                for row in z])
         assert torch.equal(nearest_codes(z, book), expected)
     finally: torch.set_float32_matmul_precision("highest")
 
 
 def test_micro_batches_equal_one_batch():
     z = latents((120,))
-    once, pieces = (VectorQuantizer(DIM, SIZE, codes(), learning=EMALearning(0.9, every=n)).train() for n in (1, 4))
+    once, pieces = (VectorQuantizer(DIM, SIZE, codes(), learning=EMALearning(0.9, every=n)).train()
+                    for n in (1, 4))
     once(z)
     for part in z.chunk(4): pieces(part)
     assert torch.equal(once.learning.count, pieces.learning.count)
-    torch.testing.assert_close(once.codebook, pieces.codebook, rtol=1e-6, atol=1e-6)  # sums in another order
+    # sums in another order
+    torch.testing.assert_close(once.codebook, pieces.codebook, rtol=1e-6, atol=1e-6)
 
 
 def test_set_codebook_refuses_and_keeps():

@@ -30,7 +30,8 @@ class MyQuantizer(BaseQuantizer):
 
 class MyDataset(BaseDataset):
     def get_dataloader(self, batch_size, shuffle=True):
-        return DataLoader(torch.randn(100, 6, generator=torch.Generator().manual_seed(0)), batch_size, shuffle=shuffle)
+        return DataLoader(torch.randn(100, 6, generator=torch.Generator().manual_seed(0)),
+                          batch_size, shuffle=shuffle)
 
 
 class MyEncoder(BaseEncoder):

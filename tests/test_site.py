@@ -35,14 +35,17 @@ def address():
 
 
 class Watched:
-    "A page in a fresh context that collects what must not happen: errors and requests to other hosts."
+    """A page in a fresh context that collects what must not happen: errors and requests to other
+    hosts."""
     def __init__(self, browser, address: str, **options):
         self.context, self.problems, self.address = browser.new_context(**options), [], address
         self.context.route("**/*", self.judge)
         self.page = self.context.new_page()
-        self.page.on("console", lambda message: message.type == "error" and self.problems.append(message.text))
+        self.page.on("console",
+                     lambda message: message.type == "error" and self.problems.append(message.text))
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
-        self.page.on("response", lambda r: r.status >= 400 and self.problems.append(f"{r.status} {r.url}"))
+        self.page.on("response",
+                     lambda r: r.status >= 400 and self.problems.append(f"{r.status} {r.url}"))
 
     def judge(self, route) -> None:
         if route.request.url.startswith((self.address, "data:", "blob:")): return route.continue_()
@@ -92,47 +95,67 @@ def test_links(name):
         target = (SITE / name).parent / path if path else SITE / name
         if target.is_dir(): target /= "index.html"
         if not target.exists(): broken.append(link)
-        elif anchor and target.suffix == ".html" and not parsed(target).find(id=anchor): broken.append(link)
+        elif anchor and target.suffix == ".html" and not parsed(target).find(id=anchor):
+            broken.append(link)
     assert broken == []
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_every_anchor_is_one_place(name):
-    "No two elements of a page have the same id: a heading called like a part of the frame would take its place and its looks."
+    """No two elements of a page have the same id: a heading called like a part of the frame would
+    take its place and its looks."""
     page = parsed(SITE / name)
-    ids = [tag["id"] for tag in (page if OURS else page.select_one("main")).find_all(id=True)]  # Quarto's frame is Quarto's
+    # Quarto's frame is Quarto's
+    ids = [tag["id"] for tag in (page if OURS else page.select_one("main")).find_all(id=True)]
     assert sorted({i for i in ids if ids.count(i) > 1}) == []
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_figures_are_described(name):
     "Every figure says in words what it shows: `#| fig-alt:` in the cell that draws it."
-    assert [tag["src"] for tag in parsed(SITE / name).select("main img") if not tag.get("alt", "").strip()] == []
+    assert [tag["src"]
+            for tag in parsed(SITE / name).select("main img")
+            if not tag.get("alt", "").strip()] == []
 
 
 LITERAL = {  # what a reader must not see: a pattern, by what it is a trace of
-    "a Markdown link": r"\]\((?!\))[^()\s]*(\.html|\.ipynb|//|#)", "a citation": r"\[@\w|@\w+\d{4}", "code in backticks": r"`\w[^`\n]*`",
-    "TeX": r"\$[^$\n]+\$|\\(mathrm|mathbb|frac|sum|log|hat|text|left|lVert|[a-z]*epsilon)\b", "a fenced block": r":::|```", "bold": r"\*\*\w[^*\n]*\*\*"}
+    "a Markdown link": r"\]\((?!\))[^()\s]*(\.html|\.ipynb|//|#)",
+    "a citation": r"\[@\w|@\w+\d{4}",
+    "code in backticks": r"`\w[^`\n]*`",
+    "TeX": r"\$[^$\n]+\$|\\(mathrm|mathbb|frac|sum|log|hat|text|left|lVert|[a-z]*epsilon)\b",
+    "a fenced block": r":::|```",
+    "bold": r"\*\*\w[^*\n]*\*\*",
+}
 
 
 def literal(html: str) -> list[str]:
-    "Markup that was not converted, in the text of a page that a reader sees; of code only links in comments count."
+    """Markup that was not converted, in the text of a page that a reader sees; of code only links
+    in comments count."""
     page, found = BeautifulSoup(html, "html.parser"), []
-    found += [f"TeX that could not be converted: {tag.get_text()}" for tag in page.select("span.math") if not tag.find("math")]
+    found += [f"TeX that could not be converted: {tag.get_text()}"
+              for tag in page.select("span.math") if not tag.find("math")]
     for pre in page.find_all("pre"):
-        found += [f"a link in code: {m[0]}" for m in re.finditer(r"\[`[^`\n]+`\]\([^()\s]*\)", pre.get_text())]
-        found += [f"a signature that says nothing: {m[0]}" for m in re.finditer(r"def \w+\(\s+\*args(:object)?, \*\*kwargs(:object)?\s+\)", pre.get_text())]
-    for tag in page.find_all(["script", "style", "noscript", "pre", "code", "annotation"]): tag.replace_with("" if tag.name != "code" else "x")
+        found += [f"a link in code: {m[0]}"
+                  for m in re.finditer(r"\[`[^`\n]+`\]\([^()\s]*\)", pre.get_text())]
+        found += [f"a signature that says nothing: {m[0]}"
+                  for m in re.finditer(r"def \w+\(\s+\*args(:object)?, \*\*kwargs(:object)?\s+\)",
+                                       pre.get_text())]
+    for tag in page.find_all(["script", "style", "noscript", "pre", "code", "annotation"]):
+        tag.replace_with("" if tag.name != "code" else "x")
     text = page.get_text()
-    return found + [f"{what}: {m[0]}" for what, pattern in LITERAL.items() for m in re.finditer(pattern, text)]
+    return found + [f"{what}: {m[0]}" for what, pattern in LITERAL.items()
+                    for m in re.finditer(pattern, text)]
 
 
 def test_what_counts_as_literal():
-    for bad in ("<p>[<a href='b.html'><code>f</code></a>](b.html#f)</p>", "<p>a codeword $q$</p>", "<p>see [@lloyd1982least]</p>",
-                "<pre># what [`f`](io.html#f) returned</pre>", "<p>`vqvae fit`</p>", "<pre>def Explorer(\n    *args:object, **kwargs:object\n)->None:</pre>", "<span class='math inline'>\\(x\\)</span>"):
+    for bad in ("<p>[<a href='b.html'><code>f</code></a>](b.html#f)</p>", "<p>a codeword $q$</p>",
+                "<p>see [@lloyd1982least]</p>", "<pre># what [`f`](io.html#f) returned</pre>",
+                "<p>`vqvae fit`</p>",
+                "<pre>def Explorer(\n    *args:object, **kwargs:object\n)->None:</pre>",
+                "<span class='math inline'>\\(x\\)</span>"):
         assert literal(bad), bad
-    for good in ("<p>5 $ a bit</p>", "<pre>rows[name](x) # costs $x$</pre>", "<code>`a`</code>", "<p>D(R)[1](b)</p>",
-                 "<math><mi>q</mi><annotation>\\hat q</annotation></math>"):
+    for good in ("<p>5 $ a bit</p>", "<pre>rows[name](x) # costs $x$</pre>", "<code>`a`</code>",
+                 "<p>D(R)[1](b)</p>", "<math><mi>q</mi><annotation>\\hat q</annotation></math>"):
         assert literal(good) == [], good
 
 
@@ -143,10 +166,12 @@ def test_no_markup_is_left_over(name):
 
 
 def test_nothing_external_is_loaded_from_any_page():
-    "Not even what a browser would fetch later: no address of another host in a script, style or picture."
+    """Not even what a browser would fetch later: no address of another host in a script, style or
+    picture."""
     for name in PAGES:
         for tag in parsed(SITE / name).find_all(["script", "link", "img", "iframe", "source"]):
-            link = tag.get("src") or (tag.name == "link" and tag.get("rel") != ["canonical"] and tag.get("href")) or ""
+            link = tag.get("src") or (tag.name == "link" and tag.get("rel") != ["canonical"]
+                                      and tag.get("href")) or ""
             assert not re.match(r"(https?:)?//", link), (name, link)
 
 
@@ -162,10 +187,12 @@ def drag(page, handle, dx: float, dy: float) -> None:
     page.mouse.up()
 
 
-def read(page, name: str) -> str: return page.locator(f'.vq-readout output[name="{name}"]').inner_text()
+def read(page, name: str) -> str:
+    return page.locator(f'.vq-readout output[name="{name}"]').inner_text()
 
 
-def slide(page, label: str, value: float) -> None: page.get_by_label(label, exact=True).fill(str(value))
+def slide(page, label: str, value: float) -> None:
+    page.get_by_label(label, exact=True).fill(str(value))
 
 
 EXPLORERS = {  # page: (slider, value, its number), (handle, number that a drag and a key change)
@@ -173,7 +200,10 @@ EXPLORERS = {  # page: (slider, value, its number), (handle, number that a drag 
     "gradient": (None, ("z", "Angle between z and q")),
     "fsq": (("Levels of dimension 1", 9, "Codes"), ("Mean in the plane", "Perplexity")),
     "gumbel": (("Temperature τ", 1.5, "Mean ‖soft − hard‖²"), ("Logit of code 1", "KL to uniform")),
-    "collapse": (("Frame", 3, "Perplexity, left"), ("Frame in the curves", "Reconstruction loss, right")),
+    "collapse": (
+        ("Frame", 3, "Perplexity, left"),
+        ("Frame in the curves", "Reconstruction loss, right"),
+    ),
     "codebook": (("Codes", 40, "Rate log₂ n"), ("Codeword 3", "Distortion")),
 }
 
@@ -183,13 +213,20 @@ def operate(page, slider, handle) -> None:
         label, value, number = slider
         before = read(page, number)
         slide(page, label, value)
-        page.wait_for_function("([n, v]) => document.querySelector(`.vq-readout output[name=\"${n}\"]`).textContent !== v", arg=[number, before])
+        page.wait_for_function(
+            '([n, v]) => document.querySelector(`.vq-readout output[name="${n}"]`).textContent !== v',
+            arg=[number, before],
+        )
     label, number = handle
     dot = page.get_by_role("slider", name=label, exact=True)
-    for act in (lambda: drag(page, dot, 23, 31), lambda: (dot.focus(), page.keyboard.press("Shift+ArrowUp"))):
+    for act in (lambda: drag(page, dot, 23, 31),
+                lambda: (dot.focus(), page.keyboard.press("Shift+ArrowUp"))):
         before = read(page, number)
         act()
-        page.wait_for_function("([n, v]) => document.querySelector(`.vq-readout output[name=\"${n}\"]`).textContent !== v", arg=[number, before])
+        page.wait_for_function(
+            '([n, v]) => document.querySelector(`.vq-readout output[name="${n}"]`).textContent !== v',
+            arg=[number, before],
+        )
 
 
 @pytest.mark.parametrize("name", EXPLORERS)
@@ -209,7 +246,8 @@ def test_recording_plays(chromium, address):
         page = watched.open("explorers/collapse.html")
         frame = page.get_by_label("Frame", exact=True)
         page.get_by_role("button", name="play").click()
-        page.wait_for_function("document.querySelector('.vq-sticky input').value >= 13")  # it began at 10
+        # it began at 10
+        page.wait_for_function("document.querySelector('.vq-sticky input').value >= 13")
         page.get_by_role("button", name="pause").click()
         stopped = frame.input_value()
         page.wait_for_timeout(800)  # two frames long
@@ -225,9 +263,11 @@ def test_nothing_moves_by_itself_with_reduced_motion(chromium, address):
 
 
 def test_explorer_by_touch(chromium, address):
-    with Watched(chromium, address, viewport={"width": 390, "height": 844}, has_touch=True) as watched:
+    with Watched(chromium, address, viewport={"width": 390, "height": 844},
+                 has_touch=True) as watched:
         page = watched.open("explorers/waterfilling.html")
-        dot, before = page.get_by_role("slider", name="Variance of component 2", exact=True), read(page, "Distortion D")
+        dot, before = page.get_by_role("slider", name="Variance of component 2",
+                                       exact=True), read(page, "Distortion D")
         dot.scroll_into_view_if_needed()
         box, session = dot.bounding_box(), watched.context.new_cdp_session(page)
         at = lambda dy: {"touchPoints": [{"x": box["x"] + 7, "y": box["y"] + 7 + dy}]}
@@ -237,13 +277,18 @@ def test_explorer_by_touch(chromium, address):
             session.send("Input.dispatchTouchEvent", {"type": "touchMove", **at(dy)})
             page.wait_for_timeout(40)
         session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-        page.wait_for_function("v => document.querySelector('.vq-readout output[name=\"Distortion D\"]').textContent !== v", arg=before)
-        assert page.evaluate("scrollY") == scrolled  # the finger moved the handle and not the page, all the way
+        page.wait_for_function(
+            "v => document.querySelector('.vq-readout output[name=\"Distortion D\"]').textContent !== v",
+            arg=before,
+        )
+        # the finger moved the handle and not the page, all the way
+        assert page.evaluate("scrollY") == scrolled
         assert abs(dot.bounding_box()["y"] - box["y"] - 60) < 4
 
 
 def test_from_disk(chromium):
-    "The site opened from disk, without a server: pages and explorers work; the search says what to do."
+    """The site opened from disk, without a server: pages and explorers work; the search says what
+    to do."""
     with Watched(chromium, "file://") as watched:
         watched.page.goto((SITE / "index.html").as_uri())
         watched.page.goto((SITE / "explorers" / "codebook.html").as_uri())
@@ -274,12 +319,15 @@ def test_search_theme_and_menu(chromium, address):
         assert page.evaluate(colour) != light  # it is remembered
         assert not page.locator("#sidebar").is_visible()
         page.get_by_label("Menu").click()
-        assert page.locator("#sidebar").is_visible() and page.evaluate(seen, "#sidebar [aria-current]")
+        assert page.locator("#sidebar").is_visible() and page.evaluate(
+            seen, "#sidebar [aria-current]"
+        )
         page.keyboard.press("Escape")
         assert not page.locator("#sidebar").is_visible()
         page.locator(".contents summary").click()
         page.locator(".contents a").last.click()
-        page.wait_for_function("document.querySelector('#see-also').getBoundingClientRect().top < innerHeight")
+        page.wait_for_function("document.querySelector('#see-also').getBoundingClientRect().top < "
+                               "innerHeight")
         names = page.locator("[id]").evaluate_all("all => all.map(one => one.id)")
         assert len(names) == len(set(names))
         assert watched.problems == []

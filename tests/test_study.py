@@ -2,7 +2,6 @@
 import importlib
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -16,7 +15,16 @@ import torch
 from safetensors.torch import load_file
 
 from vqvae.studies.study import (
-    Results, Study, code_fingerprint, compare_rows, find_study, load_rows, run_study, save_rows, stored_rows, summarize_rows,
+    Results,
+    Study,
+    code_fingerprint,
+    compare_rows,
+    find_study,
+    load_rows,
+    run_study,
+    save_rows,
+    stored_rows,
+    summarize_rows,
 )
 
 # A study that writes down its calls, and stays in the row n = 3 as long as there is a file `hold`.
@@ -41,7 +49,8 @@ HELD = textwrap.dedent("""
 
 @pytest.fixture
 def held(tmp_path, monkeypatch):
-    "The file of that study in a folder of its own, where this process is; a function that lists the calls."
+    """The file of that study in a folder of its own, where this process is; a function that lists
+    the calls."""
     def calls(): return Path("calls").read_text().split("\n")[:-1] if Path("calls").exists() else []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
@@ -61,8 +70,10 @@ def wait_until(condition):
 
 
 def test_killed_study_continues_in_another_process_and_equals_an_undisturbed_one(held, tmp_path, monkeypatch):
-    fingerprints = [fingerprint(tmp_path), code_fingerprint(importlib.import_module("vqvae.studies.first_look").measure)]
-    killed = subprocess.Popen([sys.executable, "held.py"], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONHASHSEED": "1"})
+    fingerprints = [fingerprint(tmp_path),
+                    code_fingerprint(importlib.import_module("vqvae.studies.first_look").measure)]
+    killed = subprocess.Popen([sys.executable, "held.py"], stdout=subprocess.PIPE, text=True,
+                              env={**os.environ, "PYTHONHASHSEED": "1"})
     wait_until(lambda: held() or killed.poll() is not None)  # as a script, which here is a module
     wait_until(lambda: len(held()) == 4)
     killed.send_signal(signal.SIGKILL)
@@ -71,7 +82,9 @@ def test_killed_study_continues_in_another_process_and_equals_an_undisturbed_one
     assert len(stored_rows(study, "results")) == 3
     Path("hold").unlink()
     rows = run_study(study, "results", progress=False)
-    assert sorted(held()) == sorted([*(f"{n} {seed}" for seed in range(4) for n in range(5)), "3 0"])  # only that one twice
+    # only that one twice
+    assert sorted(held()) == sorted([*(f"{n} {seed}" for seed in range(4) for n in range(5)),
+                                     "3 0"])
     undisturbed = run_study(study, "other", progress=False)
     pd.testing.assert_frame_equal(rows.drop(columns="seconds"), undisturbed.drop(columns="seconds"))
     held_again = run_study(study, "other", progress=False)
@@ -92,13 +105,17 @@ def failing_until_fixed(flag, n, text, seed):
 
 def test_two_processes_give_the_rows_of_one_with_their_failures_and_end(tmp_path):
     study = Study("both", "?", failing_until_fixed,
-                  [{"flag": str(tmp_path / "fixed"), "n": n, "text": "Größe 量, \"x\"\n"} for n in (1, 2)], seeds=(0, 1, 2))
-    one, two = (run_study(study, tmp_path / str(jobs), jobs=jobs, progress=False) for jobs in (1, 2))
-    pd.testing.assert_frame_equal(*(rows.drop(columns=["seconds", "time_process"]) for rows in (one, two)))
+                  [{"flag": str(tmp_path / "fixed"), "n": n, "text": 'Größe 量, "x"\n'}
+                   for n in (1, 2)], seeds=(0, 1, 2))
+    one, two = (run_study(study, tmp_path / str(jobs), jobs=jobs, progress=False)
+                for jobs in (1, 2))
+    pd.testing.assert_frame_equal(*(rows.drop(columns=["seconds", "time_process"])
+                                    for rows in (one, two)))
     assert two.error.isna().tolist() == [True, False] * 3 and "not fixed" in two.error[1]
     for process in two.time_process.dropna().astype(int):
         assert process != os.getpid()
-        with pytest.raises(ProcessLookupError): os.kill(process, 0)  # the next run imports what has changed meanwhile
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)  # the next run imports what has changed meanwhile
     (tmp_path / "fixed").touch()
     again = run_study(study, tmp_path / "2", progress=False)  # failed rows are tried again
     assert again.error.isna().all() and again.value.tolist() == [1, 2] * 3
@@ -121,13 +138,15 @@ def test_changed_configuration_is_measured_and_old_rows_are_not_shown(tmp_path):
     ({"grid": [{"n": 1, "seed": 2}]}, "grid must not name seed"), ({"grid": [{"torch": "1"}]}, "grid must not name torch"),
 ])
 def test_study_that_cannot_be_stored_is_refused(change, message):
-    with pytest.raises((TypeError, ValueError), match=message): Study(**{"name": "s", "question": "?", "measure": value_of, "grid": [{"n": 1}]} | change)
+    with pytest.raises((TypeError, ValueError), match=message):
+        Study(**{"name": "s", "question": "?", "measure": value_of, "grid": [{"n": 1}]} | change)
 
 
 def odd(n, seed):
-    return {"vanishing": {"value": float("nan"), "exact": 1.0}, "infinite": {"value": float("inf"), "exact": 1.0},
-            "short": {"exact": 1.0}, "more": {"value": 2.0, "exact": 1.0, "other": 3.0},
-            "collision": {"n": 1.0}, "list": [1.0], "text": {"value": "1"}}.get(n[0])
+    return {"vanishing": {"value": float("nan"), "exact": 1.0},
+            "infinite": {"value": float("inf"), "exact": 1.0}, "short": {"exact": 1.0},
+            "more": {"value": 2.0, "exact": 1.0, "other": 3.0}, "collision": {"n": 1.0},
+            "list": [1.0], "text": {"value": "1"}}.get(n[0])
 
 
 def test_odd_results(tmp_path):
@@ -136,16 +155,21 @@ def test_odd_results(tmp_path):
     assert len(study.jobs()) == 16  # a configuration that is named twice is one
     rows = run_study(study, tmp_path, progress=False)
     assert rows.error.isna().tolist() == [True] * 4 + [False] * 4 + [True] * 4 + [False] * 4
-    expected = ["got n, which the row has", "must return a dict, got list", "got value = '1'", "must return a dict, got NoneType"]
+    expected = ["got n, which the row has", "must return a dict, got list", "got value = '1'",
+                "must return a dict, got NoneType"]
     assert all(text in error for text, error in zip(expected, rows.error.dropna()))
-    table = summarize_rows(rows, ["n"], ["value", "other"])  # tuples, which a table can be grouped by
-    assert table.n.tolist() == [(name, 4) for name in names[:4]] and table["value"].isna().tolist() == [True, False, True, False]
+    # tuples, which a table can be grouped by
+    table = summarize_rows(rows, ["n"], ["value", "other"])
+    assert table.n.tolist() == [(name, 4) for name in names[:4]] and table[
+        "value"
+    ].isna().tolist() == [True, False, True, False]
     save_rows(rows, tmp_path / "rows.csv", "?")
     assert set(compare_rows(rows, load_rows(tmp_path / "rows.csv"), ["n"]).verdict) == {"inside"}
 
 
 def test_study_of_seeds_only(tmp_path):
-    rows = run_study(Study("seeds", "?", lambda seed: {"value": seed}, [{}]), tmp_path, progress=False)
+    rows = run_study(Study("seeds", "?", lambda seed: {"value": seed}, [{}]), tmp_path,
+                     progress=False)
     assert summarize_rows(rows, [], ["value"])[["value", "seeds"]].values.tolist() == [[1, 3]]
     assert compare_rows(rows, rows[["seed", "value"]], []).verdict.tolist() == ["inside"]
 
@@ -160,39 +184,50 @@ def test_two_runs_into_one_folder_at_the_same_time(tmp_path):
 
 def test_finished_row_is_not_replaced_by_a_failed_one(tmp_path):
     results = Results(tmp_path / "results.sqlite")
-    for result, error in ((None, "first"), ({"value": 1.0}, None), (None, "late"), ({"value": 2.0}, None)):
+    for result, error in ((None, "first"), ({"value": 1.0}, None), (None, "late"),
+                          ({"value": 2.0}, None)):
         results.store("key", {"n": 1}, result, error, 0.0, {"torch": "1"})
     assert results.frame(["key"])[["value", "error"]].values.tolist() == [[1.0, None]]
 
 
 def test_file_of_rows_holds_its_making_and_no_more(tmp_path):
-    rows = run_study(Study("s", "?", value_of, [{"n": 1 / 3}, {"n": None}, {"n": "None"}], seeds=(0, 1)), tmp_path, progress=False)
+    rows = run_study(Study("s", "?", value_of, [{"n": 1 / 3}, {"n": None}, {"n": "None"}],
+                           seeds=(0, 1)), tmp_path, progress=False)
     assert rows.error.notna().tolist() == [False, True, True] * 2
     save_rows(rows, tmp_path / "rows.csv", "make rows")
     lines = (tmp_path / "rows.csv").read_text().splitlines()
     assert lines[-3:] == ["n,seed,value", "0.333333,0,0.333333", "0.333333,1,1.33333"]
-    assert lines[:2] == ["# command: make rows", "# seeds: 0 1"] and f"# python: {sys.version.split()[0]}" in lines
-    assert set(load_rows(tmp_path / "rows.csv").attrs) == {"command", "seeds", "vqvae", "python", "torch", "numpy", "scikit-learn"}
-    save_rows(rows.assign(torch=["1", "2"] * 3), tmp_path / "rows.csv", "make rows")  # a version that differs is a column
+    assert lines[:2] == ["# command: make rows",
+                         "# seeds: 0 1"] and f"# python: {sys.version.split()[0]}" in lines
+    assert set(load_rows(tmp_path / "rows.csv").attrs) == {"command", "seeds", "vqvae", "python",
+                                                           "torch", "numpy", "scikit-learn"}
+    # a version that differs is a column
+    save_rows(rows.assign(torch=["1", "2"] * 3), tmp_path / "rows.csv", "make rows")
     assert load_rows(tmp_path / "rows.csv").torch.tolist() == [1, 2]
 
 
 def test_text_that_looks_like_nothing_survives_the_file(tmp_path):
-    rows = pd.DataFrame({"start": ["None", "NA", "# no"], "levels": ["[4, 4]", "[2]", "[8]"], "value": [1.0, float("nan"), float("inf")]})
+    rows = pd.DataFrame({"start": ["None", "NA", "# no"], "levels": ["[4, 4]", "[2]", "[8]"],
+                         "value": [1.0, float("nan"), float("inf")]})
     save_rows(rows, tmp_path / "rows.csv", "?")
     pd.testing.assert_frame_equal(load_rows(tmp_path / "rows.csv"), rows)
 
 
 def test_comparison_names_what_is_missing_and_what_is_new(tmp_path):
-    rows = pd.DataFrame({"n": [1, 1, 2, 2], "seed": [0, 1, 0, 1], "value": [1.0, 2.0, 3.0, 3.0], "error": None, "seconds": 1.0})
-    old = pd.DataFrame({"n": [1, 1, 3, 3], "seed": [0, 1, 0, 1], "value": [1.5, 2.5, 3.0, 3.0], "other": [1.0, 1.0, float("nan"), 1.0]})
+    rows = pd.DataFrame({"n": [1, 1, 2, 2], "seed": [0, 1, 0, 1], "value": [1.0, 2.0, 3.0, 3.0],
+                         "error": None, "seconds": 1.0})
+    old = pd.DataFrame({"n": [1, 1, 3, 3], "seed": [0, 1, 0, 1], "value": [1.5, 2.5, 3.0, 3.0],
+                        "other": [1.0, 1.0, float("nan"), 1.0]})
     table = compare_rows(rows, old, ["n"]).set_index(["n", "result"]).verdict
-    assert table.to_dict() == {("1", "value"): "inside", ("2", "value"): "only measured", ("3", "value"): "only committed",
-                               ("1", "other"): "only committed", ("3", "other"): "only committed"}
+    assert table.to_dict() == {("1", "value"): "inside", ("2", "value"): "only measured",
+                               ("3", "value"): "only committed", ("1", "other"): "only committed",
+                               ("3", "other"): "only committed"}
     with pytest.raises(ValueError, match="lack m"): compare_rows(rows, old, ["n", "m"])
     exact = pd.DataFrame({"n": [2, 2], "seed": [0, 1], "value": [3.0, 3.0]})
-    for shift, verdict in ((1e-5, "inside"), (1e-4, "moved")):  # no spread: only the rounding of the file is forgiven
-        assert compare_rows(rows[2:].assign(value=3 + shift), exact, ["n"]).verdict.tolist() == [verdict]
+    # no spread: only the rounding of the file is forgiven
+    for shift, verdict in ((1e-5, "inside"), (1e-4, "moved")):
+        assert compare_rows(rows[2:].assign(value=3 + shift), exact,
+                            ["n"]).verdict.tolist() == [verdict]
 
 
 BASE = {
@@ -235,12 +270,20 @@ BASE = {
 KEEP = {
     "comment": ("mine", "return x + OFFSET", "return (x+OFFSET)  # shifted"),
     "docstring": ("mine", '"One row."', '"One row, as a dict."'),
-    "docstring added": ("helpers", "def step(self, x): return x", 'def step(self, x):\n                "Power."\n                return x'),
+    "docstring added": (
+        "helpers",
+        "def step(self, x): return x",
+        'def step(self, x):\n                "Power."\n                return x',
+    ),
     "annotations": ("mine", "def measure(n, seed):", "def measure(n: int, seed: int) -> dict:"),
     "drawing": ("mine", "def draw(rows): return rows", "def draw(rows): return rows.plot()"),
     "unrelated function": ("helpers", "def untouched(x): return x", "def untouched(x): return -x"),
     "lines moved": ("mine", "OFFSET = 3", "\n\n        OFFSET = 3"),
-    "order of a dict": ("helpers", '{"double": scale, "limits": [1, (2, "a")]}', '{"limits": [1, (2, "a")], "double": scale}'),
+    "order of a dict": (
+        "helpers",
+        '{"double": scale, "limits": [1, (2, "a")]}',
+        '{"limits": [1, (2, "a")], "double": scale}',
+    ),
 }
 CHANGE = {
     "measure": ("mine", "float(helpers", "2 * float(helpers"),
@@ -259,7 +302,11 @@ CHANGE = {
     "method of a base class": ("helpers", "return x ** self.power", "return x * self.power"),
     "class attribute": ("helpers", "power = 1", "power = 2"),
     "base class": ("helpers", "class Child(Base)", "class Child(Base, Exception)"),
-    "exception handling": ("mine", "f = lambda x: x + 1", "f = lambda x: x + 1\n            try: n + 1\n            except ValueError: pass"),
+    "exception handling": (
+        "mine",
+        "f = lambda x: x + 1",
+        "f = lambda x: x + 1\n            try: n + 1\n            except ValueError: pass",
+    ),
 }
 
 
@@ -269,7 +316,9 @@ def fingerprint(folder, edit=None):
     for name, source in BASE.items():
         module, old, new = edit or (None, "", "")
         assert name != module or source.count(old) == 1
-        (folder / f"{name}.py").write_text(textwrap.dedent(source.replace(old, new) if name == module else source))
+        (folder
+         / f"{name}.py").write_text(textwrap.dedent(source.replace(old, new) if name == module
+                                                    else source))
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
     try: return code_fingerprint(importlib.import_module("mine").measure)
@@ -297,15 +346,23 @@ def test_code_without_a_source_file():
         scope = {}
         exec(source, scope)
         return code_fingerprint(scope["f"])
-    assert compiled("def g(x): return x\ndef f(seed): return g(seed)") == compiled("def g(x): return (x)\n\ndef f(seed): return g(seed)")
-    assert compiled("def g(x): return x\ndef f(seed): return g(seed)") != compiled("def g(x): return -x\ndef f(seed): return g(seed)")
+    assert compiled("def g(x): return x\ndef f(seed): return g(seed)") == compiled(
+        "def g(x): return (x)\n\ndef f(seed): return g(seed)"
+    )
+    assert compiled("def g(x): return x\ndef f(seed): return g(seed)") != compiled(
+        "def g(x): return -x\ndef f(seed): return g(seed)"
+    )
 
 
 def test_things_that_point_at_each_other_end():
     scope = {"ring": []}
     scope["ring"].append(scope["ring"])
-    exec("class A:\n    def other(self): return B\nclass B(A): pass\ndef even(n): return n == 0 or odd(n - 1)\ndef odd(n): return n and even(n - 1)\n"
-         "def f(seed): return A, ring, even(seed), {one}\none = A()\none.self = one", scope)
+    exec(
+        "class A:\n    def other(self): return B\nclass B(A): pass\ndef even(n): return n == 0 or "
+        "odd(n - 1)\ndef odd(n): return n and even(n - 1)\n"
+        "def f(seed): return A, ring, even(seed), {one}\none = A()\none.self = one",
+        scope,
+    )
     assert code_fingerprint(scope["f"]) == code_fingerprint(scope["f"])
 
 
@@ -330,7 +387,8 @@ def cli(tmp_path, capsys, monkeypatch):
     from vqvae.cli import main
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of processes that a test starts, as conftest sets it for this one
+    # of processes that a test starts, as conftest sets it for this one
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return lambda *arguments: (main(list(arguments)), *capsys.readouterr())
 
 
@@ -342,36 +400,50 @@ def test_print_config_can_be_run_again(cli, tmp_path, capsys):
         status, _, err = cli("fit", "--config", config, "--output", folder)
         assert status == 0, err
     assert (tmp_path / "run" / "model.safetensors").exists()
-    assert (tmp_path / "again" / "evaluation.json").read_text() == (tmp_path / "run" / "evaluation.json").read_text()
+    assert (tmp_path / "again" / "evaluation.json").read_text() == (
+        tmp_path / "run" / "evaluation.json"
+    ).read_text()
 
 
 def test_interrupted_fit_says_so_in_one_line_and_continues(cli, tmp_path):
     line = ["fit", *FIT, "--epochs", "40", "--checkpoint_every", "20", "--output"]
-    running = subprocess.Popen([VQVAE, *line, "run"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    running = subprocess.Popen([VQVAE, *line, "run"], stderr=subprocess.PIPE,
+                               stdout=subprocess.PIPE, text=True)
     wait_until((tmp_path / "run" / "checkpoint.pt").exists)
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=60)
-    assert running.returncode == 130 and "Traceback" not in err and "continues" in err.splitlines()[-1], err
+    assert (
+        running.returncode == 130 and "Traceback" not in err and "continues" in err.splitlines()[-1]
+    ), err
     assert not (tmp_path / "run" / "model.safetensors").exists()
     for folder in ("run", "undisturbed"):
         status, _, err = cli(*line, folder)
         assert status == 0, err
-    one, two = (load_file(tmp_path / folder / "model.safetensors") for folder in ("run", "undisturbed"))
+    one, two = (load_file(tmp_path / folder / "model.safetensors")
+                for folder in ("run", "undisturbed"))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_interrupted_study_says_so_in_one_line_and_continues(held, cli):
     study = find_study("held.py")
-    running = subprocess.Popen([VQVAE, "study", "run", "held.py", "--jobs", "2"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    wait_until(lambda: len(held()) == 9 and len(stored_rows(study, "studies")) == 7)  # both processes are in the row that is held
+    running = subprocess.Popen([VQVAE, "study", "run", "held.py", "--jobs", "2"],
+                               stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    # both processes are in the row that is held
+    wait_until(lambda: len(held()) == 9 and len(stored_rows(study, "studies")) == 7)
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=60)
-    assert running.returncode == 130 and "Traceback" not in err and "continues" in err.splitlines()[-1], err
+    assert (
+        running.returncode == 130 and "Traceback" not in err and "continues" in err.splitlines()[-1]
+    ), err
     Path("hold").unlink()
     assert cli("study", "run", "held.py", "--jobs", "1", "--save", "rows.csv")[0] == 0
-    assert len(held()) == 22 and set(held()) == {f"{n} {seed}" for n in range(5) for seed in range(4)}  # two of them twice
+    # two of them twice
+    assert len(held()) == 22 and set(held()) == {f"{n} {seed}" for n in range(5)
+                                                 for seed in range(4)}
     status, out, err = cli("study", "show", "held.py")
-    assert status == 0 and "20 rows finished, 0 failed, 0 missing" in out and "results.sqlite" in out, (out, err)
+    assert (
+        status == 0 and "20 rows finished, 0 failed, 0 missing" in out and "results.sqlite" in out
+    ), (out, err)
     assert cli("study", "compare", "held.py", "rows.csv")[0] == 0
     save_rows(load_rows("rows.csv").assign(value=0.0), "rows.csv", "by hand")
     status, out, err = cli("study", "compare", "held.py", "rows.csv")
@@ -383,16 +455,22 @@ def test_mistakes_in_a_file_of_ones_own_end_in_one_line(held, cli):
         if source is not None: Path(name).write_text(source)
         status, _, err = cli("study", "run", name, "--jobs", "1")
         *bar, message = err.splitlines()
-        assert status == 1 and expected in message and not any(line.strip() and "it/s" not in line for line in bar), err
+        assert status == 1 and expected in message and not any(line.strip() and "it/s" not in line
+                                                               for line in bar), err
 
     fails("def measure(:", "own.py: SyntaxError: invalid syntax (own.py, line 1)")
     fails("\nimport json\n\njson.loads('[')", "own.py, line 4: JSONDecodeError")
-    fails("import absent_module", "own.py, line 1: ModuleNotFoundError: No module named 'absent_module'")
+    fails("import absent_module",
+          "own.py, line 1: ModuleNotFoundError: No module named 'absent_module'")
     fails("x = 1", "own must hold one Study, found 0")
     fails("x = 1", "json.py: ValueError: another module has this name", "json.py")
-    fails(HELD.replace('{"n": n} for', '{"m": n} for'), "20 of 20 rows failed, first: TypeError: measure() got an unexpected")
-    fails(HELD.replace("range(5)", "range(0)"), "grid must hold something")  # the file is read again each time
-    Path("studies/held/results.sqlite").write_text("not a database, and long enough to be looked at " * 100)
+    fails(HELD.replace('{"n": n} for', '{"m": n} for'),
+          "20 of 20 rows failed, first: TypeError: measure() got an unexpected")
+    # the file is read again each time
+    fails(HELD.replace("range(5)", "range(0)"), "grid must hold something")
+    Path("studies/held/results.sqlite").write_text(
+        "not a database, and long enough to be looked at " * 100
+    )
     fails(None, "results.sqlite cannot be used: file is not a database", "held.py")
     Path("studies/held/results.sqlite").unlink()
     Path("studies/held/results.sqlite").mkdir()
@@ -412,7 +490,8 @@ def test_mistakes_end_in_one_line(arguments, expected, tmp_path, capsys, monkeyp
     monkeypatch.chdir(tmp_path)
     assert main(arguments) in (1, 2)
     *bar, message = capsys.readouterr().err.splitlines()
-    assert expected in message and not any(line.strip() and "step/s" not in line for line in bar), (bar, message)
+    assert expected in message and not any(line.strip() and "step/s" not in line
+                                           for line in bar), (bar, message)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")

@@ -5,10 +5,19 @@ import math
 import pytest
 import torch
 
-from vqvae.theory.lattices import (checkerboard_lattice, e8_lattice, entropy_coded_lattice, hexagonal_lattice,
-                                   integer_lattice, measure_second_moment, nearest_checkerboard, nearest_integers)
+from vqvae.theory.lattices import (
+    checkerboard_lattice,
+    e8_lattice,
+    entropy_coded_lattice,
+    hexagonal_lattice,
+    integer_lattice,
+    measure_second_moment,
+    nearest_checkerboard,
+    nearest_integers,
+)
 
-ALL = [integer_lattice(1), integer_lattice(3), hexagonal_lattice(), *(checkerboard_lattice(k) for k in (2, 3, 4, 7)), e8_lattice()]
+ALL = [integer_lattice(1), integer_lattice(3), hexagonal_lattice(),
+       *(checkerboard_lattice(k) for k in (2, 3, 4, 7)), e8_lattice()]
 NAMES = [lattice.name for lattice in ALL]
 
 
@@ -25,7 +34,9 @@ def test_nearest_by_full_search(lattice):
     steps = torch.tensor(list(itertools.product(range(-reach, reach + 1), repeat=k))).double()
     for point, base in zip(x, around):
         best = ((base + steps) @ lattice.generator - point).square().sum(1).min()
-        assert (lattice.nearest(point) - point).square().sum().item() == pytest.approx(best.item(), abs=1e-12)
+        assert (lattice.nearest(point) - point).square().sum().item() == pytest.approx(
+            best.item(), abs=1e-12
+        )
 
 
 @pytest.mark.parametrize("lattice", ALL, ids=NAMES)
@@ -39,10 +50,17 @@ def test_lattice_properties(lattice):
     torch.testing.assert_close(lattice.nearest(q), q)
     torch.testing.assert_close(lattice.nearest(-x), -q)  # no ties among random points
     for size in (10, 10**6):
-        shift = torch.randint(-size, size + 1, (k,), generator=torch.Generator().manual_seed(2)).double() @ lattice.generator
+        shift = (
+            torch.randint(
+                -size, size + 1, (k,), generator=torch.Generator().manual_seed(2)
+            ).double()
+            @ lattice.generator
+        )
         torch.testing.assert_close(lattice.nearest(x + shift), q + shift, rtol=1e-12, atol=1e-8)
     assert lattice.nearest(torch.zeros(k)).abs().max() == 0
-    assert lattice.volume == pytest.approx({"A2": math.sqrt(0.75), "E8": 1}.get(lattice.name, 2 if lattice.name[0] == "D" else 1))
+    assert lattice.volume == pytest.approx(
+        {"A2": math.sqrt(0.75), "E8": 1}.get(lattice.name, 2 if lattice.name[0] == "D" else 1)
+    )
 
 
 @pytest.mark.parametrize("lattice", ALL, ids=NAMES)
@@ -67,15 +85,20 @@ def test_samples_of_the_cell_lie_in_it():
 def test_ties():
     assert nearest_integers(torch.tensor([-1.5, -0.5, 0.5, 1.5])).tolist() == [-1, 0, 1, 2]
     deep = torch.full((4,), 0.5)  # a deep hole of D4
-    assert nearest_checkerboard(deep).tolist() == nearest_checkerboard(deep).tolist() == [1, 1, 1, 1]
-    assert (nearest_checkerboard(torch.tensor([1.0, 0.0, 0.0])) - torch.tensor([1.0, 0.0, 0.0])).abs().sum() == 1
-    hole = torch.tensor([1.0, 0, 0, 0, 0, 0, 0, 0])  # of E8: its 16 nearest points are at distance 1
+    assert (
+        nearest_checkerboard(deep).tolist() == nearest_checkerboard(deep).tolist() == [1, 1, 1, 1]
+    )
+    assert (nearest_checkerboard(torch.tensor([1.0, 0.0, 0.0]))
+            - torch.tensor([1.0, 0.0, 0.0])).abs().sum() == 1
+    # of E8: its 16 nearest points are at distance 1
+    hole = torch.tensor([1.0, 0, 0, 0, 0, 0, 0, 0])
     assert (e8_lattice().nearest(hole) - hole).square().sum() == 1
 
 
 def test_minimal_vectors_of_e8():
     roots = 240
-    x = 0.51 * e8_lattice().generator  # just past the middle between 0 and a vector: decoded away from 0
+    # just past the middle between 0 and a vector: decoded away from 0
+    x = 0.51 * e8_lattice().generator
     assert (e8_lattice().nearest(x).abs().amax(1) > 0).all()
     k = torch.cartesian_prod(*[torch.arange(-1.0, 2.0)] * 8).double()
     half = torch.cartesian_prod(*[torch.tensor([-0.5, 0.5])] * 8).double()
@@ -88,9 +111,14 @@ def test_minimal_vectors_of_e8():
 def test_entropy_coded_ends():
     for lattice in (integer_lattice(1), hexagonal_lattice(), e8_lattice()):
         coarse = entropy_coded_lattice(lattice, 7.0)
-        assert abs(coarse.rate) < 0.01 + coarse.gap_error and coarse.distortion == pytest.approx(1, abs=0.05)
+        assert abs(coarse.rate) < 0.01 + coarse.gap_error and coarse.distortion == pytest.approx(
+            1, abs=0.05
+        )
         fine = entropy_coded_lattice(lattice, 0.1)
-        assert fine.distortion == pytest.approx(lattice.second_moment * (0.1**lattice.dim * lattice.volume) ** (2 / lattice.dim), rel=0.05)
+        assert fine.distortion == pytest.approx(
+            lattice.second_moment * (0.1**lattice.dim * lattice.volume) ** (2 / lattice.dim),
+            rel=0.05,
+        )
         assert fine.gap > 0 and fine == entropy_coded_lattice(lattice, 0.1)
 
 

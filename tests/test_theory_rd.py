@@ -5,11 +5,24 @@ import pytest
 import torch
 
 from vqvae.theory.blahut_arimoto import blahut_arimoto, grid_source, squared_error
-from vqvae.theory.linear_gaussian import (RemoteSource, linear_gaussian_eigenvalues, noiseless_source, pca_source,
-                                          remote_source)
+from vqvae.theory.linear_gaussian import (
+    RemoteSource,
+    linear_gaussian_eigenvalues,
+    noiseless_source,
+    pca_source,
+    remote_source,
+)
 from vqvae.theory.rate_distortion import gaussian_rate, water_filling
-from vqvae.theory.shannon_bound import (differential_entropy, gaussian_entropy, laplace_entropy, mismatched_gaussian_distortion,
-                                        mismatched_gaussian_rate, shannon_distortion, shannon_rate, uniform_entropy)
+from vqvae.theory.shannon_bound import (
+    differential_entropy,
+    gaussian_entropy,
+    laplace_entropy,
+    mismatched_gaussian_distortion,
+    mismatched_gaussian_rate,
+    shannon_distortion,
+    shannon_rate,
+    uniform_entropy,
+)
 
 
 def numbers(seed, *shape):
@@ -23,7 +36,9 @@ def test_entropies_by_quadrature(variance):
         (gaussian_entropy, lambda x: torch.exp(-x**2 / (2 * variance)) / math.sqrt(2 * math.pi * variance), -12 * s, 12 * s, [0.0]),
         (laplace_entropy, lambda x: torch.exp(-x.abs() / b) / (2 * b), -60 * b, 60 * b, [0.0]),
         (uniform_entropy, lambda x: torch.ones_like(x) / (2 * half), -half, half, [])]:
-        assert differential_entropy(density, low, high, breaks).item() == pytest.approx(closed(variance).item(), abs=1e-8)
+        assert differential_entropy(density, low, high, breaks).item() == pytest.approx(
+            closed(variance).item(), abs=1e-8
+        )
     assert differential_entropy(lambda x: x.exp() * 0 + 1, 0, 1).item() == 0
 
 
@@ -36,7 +51,8 @@ def test_shannon_bound_ends_and_shapes():
         for rate in (0.5, 3.0, 40.0, 500.0):
             w, bound = water_filling(variances, rate), shannon_distortion(rate, h, k)
             assert bound <= w.distortion * (1 + 1e-12)
-            if w.level <= variances.min(): assert bound.item() == pytest.approx(w.distortion.item(), rel=1e-11)
+            if w.level <= variances.min():
+                assert bound.item() == pytest.approx(w.distortion.item(), rel=1e-11)
             assert shannon_rate(bound, h, k).item() == pytest.approx(rate, rel=1e-11)
 
 
@@ -48,17 +64,27 @@ def test_mismatched_rate_is_the_supremum(seed):
     exact = mismatched_gaussian_rate(D, variance, v).item()
     assert exact == pytest.approx(max(dual.max().item(), 0) / math.log(2), abs=1e-7)
     assert exact >= gaussian_rate(D, variance).item() - 1e-12
-    if exact > 0: assert mismatched_gaussian_distortion([variance], [v], exact).item() == pytest.approx(D, rel=1e-8)
+    if exact > 0:
+        assert mismatched_gaussian_distortion([variance], [v], exact).item() == pytest.approx(
+            D, rel=1e-8
+        )
 
 
 def test_mismatched_rate_scales_and_ends():
     D, v = torch.tensor([0.01, 0.3, 1.2]), torch.tensor([[0.2], [1.0], [4.0]])
     for scale in (1e-6, 7.0, 1e8):
-        torch.testing.assert_close(mismatched_gaussian_rate(scale * D.double(), scale, scale * v.double()),
-                                   mismatched_gaussian_rate(D.double(), 1.0, v.double()), rtol=1e-9, atol=1e-12)
-    rate = mismatched_gaussian_rate([0.0, 0.0, 0.5, 2.0, 2.1, math.inf], [1.0, 0.0, 0.0, 1.0, 1.0, 1.0], 1.0)
-    assert rate[:2].tolist() == [math.inf, math.inf] and rate[2] > 0 and rate[3:].tolist() == [0, 0, 0]  # codes spread for nothing
-    assert mismatched_gaussian_rate(0.0, 0.0, 0.0).item() == 0  # nothing to describe, and nothing spread
+        torch.testing.assert_close(mismatched_gaussian_rate(scale * D.double(), scale,
+                                                            scale * v.double()),
+                                   mismatched_gaussian_rate(D.double(), 1.0, v.double()), rtol=1e-9,
+                                   atol=1e-12)
+    rate = mismatched_gaussian_rate([0.0, 0.0, 0.5, 2.0, 2.1, math.inf],
+                                    [1.0, 0.0, 0.0, 1.0, 1.0, 1.0], 1.0)
+    # codes spread for nothing
+    assert (
+        rate[:2].tolist() == [math.inf, math.inf] and rate[2] > 0 and rate[3:].tolist() == [0, 0, 0]
+    )
+    # nothing to describe, and nothing spread
+    assert mismatched_gaussian_rate(0.0, 0.0, 0.0).item() == 0
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -70,16 +96,23 @@ def test_no_codebook_beats_the_water_filled_one(seed):
     torch.testing.assert_close(best, w.distortion, rtol=1e-9, atol=0)
     for trial in range(20):
         other = (variances - w.distortions) * (0.5 * numbers(100 * seed + trial, 7)).exp()
-        assert (mismatched_gaussian_distortion(variances, other, rate) >= w.distortion * (1 - 1e-9)).all()
-    one = mismatched_gaussian_distortion(variances, variances[:, None], 4.0)  # (7,) codebooks of one variance each
-    for i in range(7): assert one[i].item() == pytest.approx(mismatched_gaussian_distortion(variances, variances[i], 4.0).item(), rel=1e-12)
+        assert (mismatched_gaussian_distortion(variances, other, rate) >= w.distortion
+                * (1 - 1e-9)).all()
+    # (7,) codebooks of one variance each
+    one = mismatched_gaussian_distortion(variances, variances[:, None], 4.0)
+    for i in range(7):
+        assert one[i].item() == pytest.approx(
+            mismatched_gaussian_distortion(variances, variances[i], 4.0).item(), rel=1e-12
+        )
 
 
 def test_mismatched_distortion_ends():
-    assert mismatched_gaussian_distortion([2.0, 1.0], [1.0, 3.0], 0.0).item() == pytest.approx((2 + 1 + 1 + 3) / 2)
+    assert mismatched_gaussian_distortion([2.0, 1.0], [1.0, 3.0],
+                                          0.0).item() == pytest.approx((2 + 1 + 1 + 3) / 2)
     assert mismatched_gaussian_distortion([2.0, 1.0], [1.0, 3.0], math.inf).item() == 0
     assert mismatched_gaussian_distortion([2.0, 1.0], [1.0, 0.0], math.inf).item() == 0.5
-    assert mismatched_gaussian_distortion([2.0, 1.0], [0.0, 0.0], torch.tensor([0.0, 5.0, math.inf])).tolist() == [1.5] * 3
+    assert mismatched_gaussian_distortion([2.0, 1.0], [0.0, 0.0],
+                                          torch.tensor([0.0, 5.0, math.inf])).tolist() == [1.5] * 3
     rate = torch.tensor([100.0, 2000.0, 1e5])
     D = mismatched_gaussian_distortion(torch.ones(128), [1.0], rate)
     assert D.isfinite().all() and (D.diff() <= 0).all()
@@ -94,7 +127,10 @@ def test_blahut_arimoto_coin(pi, share):
     found = blahut_arimoto([pi, 1 - pi], 1 - torch.eye(2), math.log2((1 - D) / D), tolerance=1e-10)
     D = found.distortion.item()
     exact = h(pi) - h(D) if D < pi else 0.0
-    assert found.rate.item() - found.gap.item() - 1e-12 <= exact <= found.rate.item() + 1e-12 and found.gap <= 1e-10
+    assert (
+        found.rate.item() - found.gap.item() - 1e-12 <= exact <= found.rate.item() + 1e-12
+        and found.gap <= 1e-10
+    )
 
 
 @pytest.mark.parametrize("m", [2, 5, 12])
@@ -122,23 +158,29 @@ def test_blahut_arimoto_odd_problems():
     p = torch.tensor([0.5, 0.0, 0.25, 0.25])
     with_dead = blahut_arimoto(p, costs, 2.0, tolerance=1e-8)
     without = blahut_arimoto(p[p > 0], costs[p > 0], 2.0, tolerance=1e-8)
-    assert with_dead.rate.item() == pytest.approx(without.rate.item(), abs=1e-7) and with_dead.channel.shape == (4, 3)
-    shifted = blahut_arimoto(p, costs + 100, 2.0, tolerance=1e-8)  # a constant moves the distortion only
+    assert with_dead.rate.item() == pytest.approx(without.rate.item(),
+                                                  abs=1e-7) and with_dead.channel.shape == (4, 3)
+    # a constant moves the distortion only
+    shifted = blahut_arimoto(p, costs + 100, 2.0, tolerance=1e-8)
     assert shifted.rate.item() == pytest.approx(with_dead.rate.item(), abs=1e-7)
     assert shifted.distortion.item() == pytest.approx(with_dead.distortion.item() + 100, abs=1e-6)
     sure = blahut_arimoto([1.0], [[3.0, 1.0]], 50.0)
-    assert sure.rate.item() == pytest.approx(0, abs=1e-3) and sure.distortion.item() == pytest.approx(1.0, abs=1e-3)
+    assert sure.rate.item() == pytest.approx(
+        0, abs=1e-3
+    ) and sure.distortion.item() == pytest.approx(1.0, abs=1e-3)
     steep = blahut_arimoto([0.25] * 4, 1 - torch.eye(4), 1e6)  # lossless
     assert steep.rate.item() == pytest.approx(2.0) and steep.distortion.item() == 0
     vectors = squared_error(numbers(1, 20, 3), numbers(2, 9, 3))
-    assert vectors.shape == (20, 9) and blahut_arimoto(torch.full((20,), 0.05), vectors, 3.0).gap <= 1e-3
+    assert vectors.shape == (20, 9) and blahut_arimoto(torch.full((20,), 0.05), vectors,
+                                                       3.0).gap <= 1e-3
     again = blahut_arimoto(torch.full((20,), 0.05), vectors, 3.0)
     assert torch.equal(again.channel, blahut_arimoto(torch.full((20,), 0.05), vectors, 3.0).channel)
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_remote_source_by_brute_force(seed):
-    "Random linear Gaussian encoders of the observation: none does better than D at its own information."
+    """Random linear Gaussian encoders of the observation: none does better than D at its own
+    information."""
     mix = numbers(seed, 7, 7)
     joint = mix @ mix.T
     Z, cross, T = joint[:4, :4], joint[4:, :4], joint[4:, 4:]
@@ -156,22 +198,39 @@ def test_remote_source_by_brute_force(seed):
 def test_linear_gaussian_ends():
     A = numbers(0, 12, 3)
     values = linear_gaussian_eigenvalues(A, 0.5)
-    assert values.shape == (12,) and (values.diff() <= 1e-12).all() and values[3:].tolist() == [0.25] * 9
+    assert values.shape == (12,) and (values.diff()
+                                      <= 1e-12).all() and values[3:].tolist() == [0.25] * 9
     assert linear_gaussian_eigenvalues(A.T, 0.5).shape == (3,)  # more signals than coordinates
     whole = pca_source(values)
-    torch.testing.assert_close(whole.distortion([0.0, 2.0, 90.0]), water_filling(values, torch.tensor([0.0, 2.0, 90.0])).distortion)
+    torch.testing.assert_close(whole.distortion([0.0, 2.0, 90.0]),
+                               water_filling(values, torch.tensor([0.0, 2.0, 90.0])).distortion)
     clean = noiseless_source(A, 0.5)
     assert isinstance(clean, RemoteSource) and clean.dim == 12 and clean.variances.shape == (3,)
     assert clean.distortion(0.0).item() == pytest.approx(A.square().sum().item() / 12)
-    assert clean.distortion(math.inf).item() == clean.floor.item() == pytest.approx(
-        (A @ A.T - A @ A.T @ torch.linalg.inv(A @ A.T + 0.25 * torch.eye(12)) @ A @ A.T).trace().item() / 12)
+    assert (
+        clean.distortion(math.inf).item()
+        == clean.floor.item()
+        == pytest.approx(
+            (A @ A.T - A @ A.T @ torch.linalg.inv(A @ A.T + 0.25 * torch.eye(12)) @ A @ A.T)
+            .trace()
+            .item()
+            / 12
+        )
+    )
     dark = noiseless_source(torch.zeros(4, 2), 0.0)
-    assert dark.floor == 0 and (dark.variances == 0).all() and dark.distortion(3.0) == 0 and dark.rate(0.0) == 0
+    assert dark.floor == 0 and (dark.variances
+                                == 0).all() and dark.distortion(3.0) == 0 and dark.rate(0.0) == 0
     for source in (whole, clean, pca_source(values, 2)):
         D = source.distortion(torch.tensor([0.5, 4.0, 17.0]))
-        torch.testing.assert_close(source.rate(D), torch.tensor([0.5, 4.0, 17.0], dtype=torch.float64), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(source.rate(D),
+                                   torch.tensor([0.5, 4.0, 17.0], dtype=torch.float64), rtol=1e-9,
+                                   atol=1e-9)
     blind = remote_source(torch.zeros(2, 2), torch.zeros(3, 2), torch.eye(3))
-    assert blind.distortion(math.inf).item() == 1.0 and blind.rate(1.0).item() == 0 and blind.rate(0.9).item() == math.inf
+    assert (
+        blind.distortion(math.inf).item() == 1.0
+        and blind.rate(1.0).item() == 0
+        and blind.rate(0.9).item() == math.inf
+    )
 
 
 @pytest.mark.parametrize("call, message", [
@@ -209,5 +268,6 @@ def test_errors(call, message):
 
 def test_not_converged_is_an_error():
     x, p = grid_source(lambda x: torch.exp(-x.abs()) / 2, -15, 15, 401)
-    with pytest.raises(RuntimeError, match="the duality gap is still .* after 5 steps, above tolerance 1e-09"):
+    with pytest.raises(RuntimeError,
+                       match="the duality gap is still .* after 5 steps, above tolerance 1e-09"):
         blahut_arimoto(p, squared_error(x, x), 2.0, tolerance=1e-9, max_iterations=5)

@@ -7,11 +7,30 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import erfc, ndtri
 
-from vqvae.theory.entropy_coded import (entropy_constrained, step_from_distortion, step_from_rate, transform_coding,
-                                        transform_coding_from_rate, uniform_threshold)
-from vqvae.theory.high_resolution import (LATTICE_CONSTANTS, bennett_distortion, density_norm, panter_dite,
-                                          sphere_bound, zador_bound, zador_distortion)
-from vqvae.theory.lloyd_max import gaussian_source, laplace_source, lloyd_max, scalar_source, uniform_source
+from vqvae.theory.entropy_coded import (
+    entropy_constrained,
+    step_from_distortion,
+    step_from_rate,
+    transform_coding,
+    transform_coding_from_rate,
+    uniform_threshold,
+)
+from vqvae.theory.high_resolution import (
+    LATTICE_CONSTANTS,
+    bennett_distortion,
+    density_norm,
+    panter_dite,
+    sphere_bound,
+    zador_bound,
+    zador_distortion,
+)
+from vqvae.theory.lloyd_max import (
+    gaussian_source,
+    laplace_source,
+    lloyd_max,
+    scalar_source,
+    uniform_source,
+)
 from vqvae.theory.rate_distortion import gaussian_rate, water_filling
 
 
@@ -26,7 +45,8 @@ def mixture(seed, parts=3):
 
 
 def masses(t, tail):
-    "Probabilities of cells from the tail beyond |t|: differences on one side of 0, so that no digits are lost."
+    """Probabilities of cells from the tail beyond |t|: differences on one side of 0, so that no
+    digits are lost."""
     e, side = np.r_[0.0, tail, 0.0], np.r_[-1.0, np.sign(t), 1.0]
     return np.where(side[1:] * side[:-1] >= 0, np.abs(np.diff(e)), 1 - e[1:] - e[:-1])
 
@@ -52,7 +72,8 @@ def uniform_cells(t):
 # cells, and quantiles of the density proportional to the cube root: where an optimizer may start
 SOURCES = {"gauss": (gaussian_source, gaussian_cells, lambda u: math.sqrt(3) * ndtri(u)),
            "laplace": (laplace_source, laplace_cells,
-                       lambda u: -np.sign(u - 0.5) * 3 / math.sqrt(2) * np.log1p(-2 * abs(u - 0.5))),
+                       lambda u: -np.sign(u - 0.5) * 3 / math.sqrt(2)
+                       * np.log1p(-2 * abs(u - 0.5))),
            "uniform": (uniform_source, uniform_cells, lambda u: math.sqrt(3) * (2 * u - 1))}
 
 
@@ -63,8 +84,8 @@ def oracle(name, levels):
         if not (np.diff(c) > 0).all(): return math.inf, np.zeros_like(c)
         mass, first = cells((c[1:] + c[:-1]) / 2)
         return 1 - 2 * c @ first + c**2 @ mass, 2 * (c * mass - first)
-    return minimize(distortion, quantile((np.arange(levels) + 0.5) / levels), jac=True, method="BFGS",
-                    options={"gtol": 1e-11, "maxiter": 3000}).fun
+    return minimize(distortion, quantile((np.arange(levels) + 0.5) / levels), jac=True,
+                    method="BFGS", options={"gtol": 1e-11, "maxiter": 3000}).fun
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -75,9 +96,12 @@ def test_lloyd_max_against_a_minimizer(name, levels):
     assert q.distortion.item() == pytest.approx(oracle(name, levels), rel=1e-6)
     mass, first = cells(q.thresholds.numpy())
     assert q.levels.shape == (levels,) and q.thresholds.shape == (levels - 1,)
-    assert np.abs(q.levels.numpy() - first / mass).max() < 1e-10  # the closed forms lose digits in the tails
+    # the closed forms lose digits in the tails
+    assert np.abs(q.levels.numpy() - first / mass).max() < 1e-10
     np.testing.assert_allclose(q.probabilities, mass, rtol=1e-9)
-    assert q.distortion.item() == pytest.approx(1 - (q.levels.square() * q.probabilities).sum().item(), abs=1e-12)
+    assert q.distortion.item() == pytest.approx(1
+                                                - (q.levels.square()
+                                                   * q.probabilities).sum().item(), abs=1e-12)
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -87,7 +111,10 @@ def test_lloyd_max_every_size(name):
         q = lloyd_max(source, levels)
         assert (q.levels - source.cells(q.thresholds)[1]).abs().max() < 1e-12
         assert (q.levels + q.levels.flip(0)).abs().max() < 2e-6 and q.distortion < previous
-        assert q.probabilities.sum().item() == pytest.approx(1, abs=1e-12) and q.entropy <= math.log2(levels) + 1e-12
+        assert (
+            q.probabilities.sum().item() == pytest.approx(1, abs=1e-12)
+            and q.entropy <= math.log2(levels) + 1e-12
+        )
         previous = q.distortion.item()
 
 
@@ -102,7 +129,9 @@ def test_lloyd_max_scales(name, variance):
 def test_lloyd_max_shifted():
     source = scalar_source(lambda x: gaussian_source(1e-4).density(x - 1000), breaks=[1000.0])
     q, centred = lloyd_max(source, 9), lloyd_max(gaussian_source(1e-4), 9)
-    assert source.mean == pytest.approx(1000, abs=1e-10) and source.variance == pytest.approx(1e-4, rel=1e-9)
+    assert source.mean == pytest.approx(1000, abs=1e-10) and source.variance == pytest.approx(
+        1e-4, rel=1e-9
+    )
     torch.testing.assert_close(q.levels - 1000, centred.levels, rtol=0, atol=1e-10)
     assert q.distortion.item() == pytest.approx(centred.distortion.item(), rel=1e-9)
 
@@ -139,28 +168,36 @@ def test_random_mixtures(seed, levels):
     if source.log_concave: assert q.distortion.item() <= best * (1 + 1e-3)
     g = torch.Generator().manual_seed(seed)
     for _ in range(10):  # a minimum, not only a stationary point
-        moved = q.levels + 1e-3 * math.sqrt(source.variance) * torch.randn(levels, generator=g, dtype=torch.float64)
+        moved = q.levels + 1e-3 * math.sqrt(source.variance) * torch.randn(
+            levels, generator=g, dtype=torch.float64
+        )
         mass, mean, spread = source.cells((moved[1:] + moved[:-1]) / 2)
         assert (spread + mass * (moved - mean).square()).sum() >= q.distortion - 1e-13
 
 
 def test_densities_of_every_kind():
     beta = scalar_source(lambda x: 30 * x.square() * (1 - x).square(), 0, 1)
-    assert beta.mean == pytest.approx(0.5, abs=1e-14) and beta.variance == pytest.approx(1 / 28, rel=1e-12)
-    arcsine = scalar_source(lambda x: 1 / (math.pi * (x * (1 - x)).sqrt()), 0, 1)  # infinite at an end
+    assert beta.mean == pytest.approx(0.5, abs=1e-14) and beta.variance == pytest.approx(
+        1 / 28, rel=1e-12
+    )
+    # infinite at an end
+    arcsine = scalar_source(lambda x: 1 / (math.pi * (x * (1 - x)).sqrt()), 0, 1)
     assert arcsine.cells([0.5])[0].tolist() == pytest.approx([0.5, 0.5], abs=1e-7)
     exponential = scalar_source(lambda x: torch.exp(-x), 0)
     assert exponential.log_concave and exponential.variance == pytest.approx(1, rel=1e-12)
     two = lloyd_max(exponential, 2)  # t = c1 + c2 over 2, c2 = t + 1
     t = two.thresholds.item()
     assert two.levels[1].item() == pytest.approx(t + 1, abs=1e-12)
-    steps = scalar_source(lambda x: torch.where(x < 0.3, 2.0, 0.4 / 0.7), 0, 1, breaks=[0.3])  # a jump
+    # a jump
+    steps = scalar_source(lambda x: torch.where(x < 0.3, 2.0, 0.4 / 0.7), 0, 1, breaks=[0.3])
     for levels in (2, 3, 8, 33):
         for source in (beta, arcsine, exponential, steps):
             q = lloyd_max(source, levels)
             assert (q.levels - source.cells(q.thresholds)[1]).abs().max() < 1e-12
-    gap = scalar_source(lambda x: torch.where((x < 1) | (x > 9), 0.5, 0.0), 0, 10, breaks=[1.0, 9.0])
-    assert lloyd_max(gap, 4).distortion.item() == pytest.approx(1 / 48, rel=1e-12) and not gap.log_concave
+    gap = scalar_source(lambda x: torch.where((x < 1) | (x > 9), 0.5, 0.0), 0, 10,
+                        breaks=[1.0, 9.0])
+    assert lloyd_max(gap, 4).distortion.item() == pytest.approx(1 / 48,
+                                                                rel=1e-12) and not gap.log_concave
 
 
 def test_integral_and_cells():
@@ -178,10 +215,12 @@ def test_panter_dite_is_the_limit_and_the_least(seed):
     source = scalar_source(density, breaks=breaks)
     law = panter_dite(source, torch.tensor([50, 400]))
     assert law[0].item() == pytest.approx(64 * law[1].item(), rel=1e-12)
-    near, far = (abs(lloyd_max(source, n).distortion.item() / d.item() - 1) for n, d in zip((50, 400), law))
+    near, far = (abs(lloyd_max(source, n).distortion.item() / d.item() - 1)
+                 for n, d in zip((50, 400), law))
     assert far < 0.01 and far < near
     total = source.integral(lambda x, p: p ** 0.4).item()
-    for other in (lambda x: source.density(x) ** 0.4 / total, lambda x: torch.exp(-x.abs() / 2) / 4):
+    for other in (lambda x: source.density(x) ** 0.4 / total,
+                  lambda x: torch.exp(-x.abs() / 2) / 4):
         if abs(source.integral(lambda x, p: other(x)).item() - 1) < 1e-6:
             assert bennett_distortion(source, other, 400) > law[1]
 
@@ -190,20 +229,29 @@ def test_zador_ends_and_shapes():
     g = torch.Generator().manual_seed(1)
     for k in (1, 3, 17, 200):
         variances = torch.randn(5, k, generator=g, dtype=torch.float64).exp()
-        low, high = (zador_distortion(2.0**k, variances, bound(k)) for bound in (sphere_bound, zador_bound))
-        assert low.shape == (5,) and (low < high).all() and torch.equal(low, zador_distortion(2.0**k, variances))
+        low, high = (zador_distortion(2.0**k, variances, bound(k))
+                     for bound in (sphere_bound, zador_bound))
+        assert (
+            low.shape == (5,)
+            and (low < high).all()
+            and torch.equal(low, zador_distortion(2.0**k, variances))
+        )
         geometric = variances.log().mean(-1).exp()
         assert (low > geometric / 4).all()  # never below Shannon's bound
-        torch.testing.assert_close(zador_distortion(2.0**k, 9 * variances), 9 * low, rtol=1e-12, atol=0)
+        torch.testing.assert_close(zador_distortion(2.0**k, 9 * variances), 9 * low, rtol=1e-12,
+                                   atol=0)
     assert sphere_bound(1) == pytest.approx(1 / 12) and zador_bound(1) == pytest.approx(0.5)
     assert sphere_bound(2) == pytest.approx(1 / (4 * math.pi))
-    for k, (_, constant) in LATTICE_CONSTANTS.items(): assert sphere_bound(k) <= constant * (1 + 1e-12) < zador_bound(k)
-    for k in (1, 2, 7): assert density_norm(uniform_source(1 / 12), k).item() == pytest.approx(1, rel=1e-12)
+    for k, (_, constant) in LATTICE_CONSTANTS.items():
+        assert sphere_bound(k) <= constant * (1 + 1e-12) < zador_bound(k)
+    for k in (1, 2, 7):
+        assert density_norm(uniform_source(1 / 12), k).item() == pytest.approx(1, rel=1e-12)
     assert (zador_distortion(torch.logspace(0, 30, 31), [1.0, 2.0]).diff() < 0).all()
 
 
 def test_leech_lattice_constant():
-    "Squared distance to the nearest point of the Leech lattice, over 2 x 4096 copies of 4 D24 in the scale of norm 32."
+    """Squared distance to the nearest point of the Leech lattice, over 2 x 4096 copies of 4 D24 in
+    the scale of norm 32."""
     golay = torch.tensor([1, 0, 1, 0, 1, 1, 1, 0, 0, 0, 1, 1] + [0] * 11, dtype=torch.float64)
     rows = torch.stack([golay.roll(i) for i in range(12)])
     words = torch.cartesian_prod(*[torch.arange(2.0, dtype=torch.float64)] * 12) @ rows % 2
@@ -213,7 +261,8 @@ def test_leech_lattice_constant():
     for x in 8 * torch.rand(800, 24, generator=generator, dtype=torch.float64):
         least = math.inf
         for offset, parity in ((0.0, 0.0), (1.0, 1.0)):  # coordinates all even, or all odd
-            y = (x - offset - 2 * torch.arange(2.0, dtype=torch.float64)[:, None]) / 4  # bit 0 and bit 1
+            # bit 0 and bit 1
+            y = (x - offset - 2 * torch.arange(2.0, dtype=torch.float64)[:, None]) / 4
             rounded = y.round()
             error = 4 * (y - rounded).abs()
             pick = lambda table: words @ (table[1] - table[0]) + table[0].sum()
@@ -223,7 +272,8 @@ def test_leech_lattice_constant():
             least = min(least, (cost + torch.where(odd, flip, 0.0)).min().item())
         best.append(least)
     G = torch.tensor(best) / (24 * 8)  # the volume is 8^12 in this scale
-    assert abs(G.mean().item() - LATTICE_CONSTANTS[24][1]) < 3.3 * G.std().item() / math.sqrt(len(G))
+    assert abs(G.mean().item()
+               - LATTICE_CONSTANTS[24][1]) < 3.3 * G.std().item() / math.sqrt(len(G))
     assert G.std().item() / math.sqrt(len(G)) < 0.004 * LATTICE_CONSTANTS[24][1]
 
 
@@ -238,7 +288,11 @@ def test_uniform_threshold_against_closed_forms(name, step):
     assert q.entropy.item() == pytest.approx(-(mass[used] * np.log2(mass[used])).sum(), abs=1e-9)
     assert q.distortion.item() == pytest.approx(1 - (first[used] ** 2 / mass[used]).sum(), abs=1e-9)
     assert q.probabilities.sum().item() == pytest.approx(1, abs=1e-12)
-    assert len(q.levels) == len(q.thresholds) + 1 and (q.levels.diff() > 0).all() and (q.thresholds.diff() > 0).all()
+    assert (
+        len(q.levels) == len(q.thresholds) + 1
+        and (q.levels.diff() > 0).all()
+        and (q.thresholds.diff() > 0).all()
+    )
     assert (q.levels[1:] >= q.thresholds).all() and (q.levels[:-1] <= q.thresholds).all()
 
 
@@ -267,7 +321,9 @@ def test_entropy_coding_scales(variance):
     a, b = uniform_threshold(one, 0.7), uniform_threshold(other, 0.7 * math.sqrt(variance))
     assert b.entropy.item() == pytest.approx(a.entropy.item(), rel=1e-10)
     assert b.distortion.item() == pytest.approx(variance * a.distortion.item(), rel=1e-10)
-    assert step_from_rate(other, 2.0) == pytest.approx(step_from_rate(one, 2.0) * math.sqrt(variance), rel=1e-9)
+    assert step_from_rate(other,
+                          2.0) == pytest.approx(step_from_rate(one, 2.0) * math.sqrt(variance),
+                                                rel=1e-9)
     c, d = entropy_constrained(one, 3.0), entropy_constrained(other, 3.0 / variance)
     assert d.entropy.item() == pytest.approx(c.entropy.item(), rel=1e-6)
 
@@ -279,7 +335,8 @@ def test_never_below_the_limit():
         above = q.entropy.item() - gaussian_rate(q.distortion).item()
         assert -1e-9 <= above < 0.5 * math.log2(math.pi * math.e / 6) + 1e-9
     g = torch.Generator().manual_seed(0)
-    variances = torch.cat([torch.randn(6, generator=g, dtype=torch.float64).exp(), torch.zeros(2, dtype=torch.float64)])
+    variances = torch.cat([torch.randn(6, generator=g, dtype=torch.float64).exp(),
+                           torch.zeros(2, dtype=torch.float64)])
     for rate in (0.5, 6.0, 30.0):
         code = transform_coding_from_rate(variances, rate)
         assert code.total_rate.item() == pytest.approx(rate, rel=1e-9)
@@ -287,7 +344,8 @@ def test_never_below_the_limit():
         assert (code.rates[6:] == 0).all() and (code.distortions[6:] == 0).all()
         assert (code.distortions <= variances + 1e-15).all()
     order = torch.randperm(8, generator=g)
-    assert torch.equal(transform_coding(variances[order], 0.5).rates, transform_coding(variances, 0.5).rates[order])
+    assert torch.equal(transform_coding(variances[order], 0.5).rates,
+                       transform_coding(variances, 0.5).rates[order])
 
 
 @pytest.mark.parametrize("call, error, message", [

@@ -70,7 +70,8 @@ def train_all(fabric, folder):
         data.train, data.test = data.train.double(), data.test.double()
         trainer.fit(data, steps=9, batch_size=49, progress=False)
         rows = trainer.tracker.frame.set_index(["step", "split", "metric"])["value"].to_dict()
-        results[kind] = {"state": trainer.model.state_dict(), "values": {str(key): value for key, value in rows.items()}}
+        results[kind] = {"state": trainer.model.state_dict(),
+                         "values": {str(key): value for key, value in rows.items()}}
     torch.save(results, Path(folder) / f"rank{fabric.global_rank}.pt")
 
 
@@ -78,14 +79,19 @@ def test_two_processes_equal_one(tmp_path):
     # float64 throughout, so that another order of summation is all that remains: far below 1e-9
     (tmp_path / "one").mkdir()
     train_all(cpu(), tmp_path / "one")
-    code = ("from lightning_fabric import Fabric; from test_training import train_all\n"
-            f"Fabric(accelerator='cpu', devices=2, strategy='ddp_fork').launch(train_all, {str(tmp_path)!r})")
+    code = (
+        "from lightning_fabric import Fabric; from test_training import train_all\n"
+        "Fabric(accelerator='cpu', devices=2, strategy='ddp_fork').launch(train_all, "
+        f"{str(tmp_path)!r})"
+    )
     script = tmp_path / "two.py"
     script.write_text(code)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True,
+                          timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
-    one, first, second = (torch.load(tmp_path / name) for name in ("one/rank0.pt", "rank0.pt", "rank1.pt"))
+    one, first, second = (torch.load(tmp_path / name)
+                          for name in ("one/rank0.pt", "rank0.pt", "rank1.pt"))
     for kind in KINDS:
         for name, value in one[kind]["state"].items():
             a, b = first[kind]["state"][name], second[kind]["state"][name]
@@ -120,18 +126,21 @@ trainer.fit(DATA, steps=60, batch_size=32, validate_every=1, checkpoint_every=5,
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_run_continues_bit_for_bit(tmp_path, how):
     script = SLOW.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "run"))
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
         if int(line) == 12: break
     process.send_signal(how)
     error = process.communicate(timeout=20)[1]
     assert process.returncode != 0
     if how == signal.SIGINT: assert "stopped after step" in error
-    resumed = Trainer(build(EMALearning(0.9), Revival(after=4)), schedule=schedule, folder=tmp_path / "run", fabric=cpu())
+    resumed = Trainer(build(EMALearning(0.9), Revival(after=4)), schedule=schedule,
+                      folder=tmp_path / "run", fabric=cpu())
     resumed.load_checkpoint()
     assert resumed.step == 10 if how == signal.SIGKILL else 12 <= resumed.step < 60
     plain = Trainer(build(EMALearning(0.9), Revival(after=4)), schedule=schedule, fabric=cpu())
-    for trainer in (resumed, plain): trainer.fit(DATA, steps=60, batch_size=32, validate_every=1, progress=False)
+    for trainer in (resumed, plain):
+        trainer.fit(DATA, steps=60, batch_size=32, validate_every=1, progress=False)
     assert same(resumed.model, plain.model)
     assert resumed.tracker.frame.equals(plain.tracker.frame)
     assert MetricsTracker.load(tmp_path / "run/metrics.csv").frame.equals(plain.tracker.frame)
@@ -148,12 +157,14 @@ class Signalling(LearnedLinearEncoder):
 def signalling(at, **k):
     encoder = Signalling(12, 4)
     encoder.at = at
-    return Trainer(VQVAE(encoder, VectorQuantizer(4, 16), LearnedLinearDecoder(4, 12)), fabric=cpu(), **k)
+    return Trainer(VQVAE(encoder, VectorQuantizer(4, 16), LearnedLinearDecoder(4, 12)),
+                   fabric=cpu(), **k)
 
 
 def test_interrupt_without_folder_stops_at_the_boundary_and_goes_on():
     trainer, before = signalling({4: 1}), signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt, match="stopped after step 4"): trainer.fit(DATA, steps=9, progress=False)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 4"):
+        trainer.fit(DATA, steps=9, progress=False)
     assert trainer.step == 4 and signal.getsignal(signal.SIGINT) is before
     trainer.fit(DATA, steps=9, progress=False)
     plain = signalling({})
@@ -222,14 +233,18 @@ def test_resumed_equals_undisturbed(tmp_path, data, stop, quantizer):
     (dict(model=lambda: build(frozen=True).freeze()), "another model"),
 ])
 def test_checkpoint_that_does_not_fit_changes_nothing(tmp_path, change, message):
-    Trainer(build(), schedule=schedule, folder=tmp_path, fabric=cpu()).fit(DATA, steps=3, batch_size=32, progress=False)
+    Trainer(build(), schedule=schedule, folder=tmp_path, fabric=cpu()).fit(
+        DATA, steps=3, batch_size=32, progress=False
+    )
     files = {file: file.read_bytes() for file in tmp_path.iterdir()}
     model = change.get("model", build)()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    trainer = Trainer(model, optimizer=change.get("optimizer"), schedule=change.get("schedule", schedule), folder=tmp_path,
+    trainer = Trainer(model, optimizer=change.get("optimizer"),
+                      schedule=change.get("schedule", schedule), folder=tmp_path,
                       seed=change.get("seed", 0), fabric=cpu())
     with pytest.raises(ValueError) as error:
-        trainer.fit(change.get("dataset", DATA), steps=6, batch_size=change.get("batch_size", 32), progress=False)
+        trainer.fit(change.get("dataset", DATA), steps=6, batch_size=change.get("batch_size", 32),
+                    progress=False)
     assert message in str(error.value)
     assert trainer.step == 0 and len(trainer.tracker) == 0
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
@@ -246,7 +261,8 @@ def test_broken_and_missing_checkpoints(tmp_path):
         with pytest.raises(ValueError, match="not a readable checkpoint"): trainer.load_checkpoint()
     torch.save({"model": 1}, tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match="not a checkpoint of a Trainer"): trainer.load_checkpoint()
-    with pytest.raises(ValueError, match="give a path"): Trainer(build(), fabric=cpu()).save_checkpoint()
+    with pytest.raises(ValueError, match="give a path"):
+        Trainer(build(), fabric=cpu()).save_checkpoint()
 
 
 def test_finished_run_is_left_alone_and_extended(tmp_path):
@@ -255,7 +271,8 @@ def test_finished_run_is_left_alone_and_extended(tmp_path):
     again = Trainer(build(), folder=tmp_path, fabric=cpu())
     again.fit(DATA, epochs=2, progress=False)
     assert same(first.model, again.model) and again.tracker.frame.equals(first.tracker.frame)
-    assert same(VQVAE.load(tmp_path / "model.safetensors"), first.model) and not first.model.training
+    assert same(VQVAE.load(tmp_path / "model.safetensors"),
+                first.model) and not first.model.training
     anew = Trainer(build(), folder=tmp_path, fabric=cpu())
     anew.fit(DATA, epochs=1, resume=False, progress=False)
     assert anew.epoch == 1
@@ -266,7 +283,8 @@ def test_finished_run_is_left_alone_and_extended(tmp_path):
 def test_unwritable_folder_is_noticed_before_training(tmp_path):
     (tmp_path / "file").write_text("")
     trainer = Trainer(build(), folder=tmp_path / "file" / "run", fabric=cpu())
-    with pytest.raises(OSError, match="cannot write into folder"): trainer.fit(DATA, steps=2, progress=False)
+    with pytest.raises(OSError, match="cannot write into folder"):
+        trainer.fit(DATA, steps=2, progress=False)
     assert trainer.step == 0
 
 
@@ -282,7 +300,8 @@ def test_model_that_cannot_be_saved_is_noticed_before_training(tmp_path):
     model.quantizer = VectorQuantizer(4, 16, estimator=lambda z, q: q)
     model._arguments["quantizer"] = model.quantizer
     trainer = Trainer(model, folder=tmp_path, fabric=cpu())
-    with pytest.raises(ValueError, match="no import path"): trainer.fit(DATA, steps=2, progress=False)
+    with pytest.raises(ValueError, match="no import path"):
+        trainer.fit(DATA, steps=2, progress=False)
     assert trainer.step == 0
 
 
@@ -296,12 +315,14 @@ class Spoiled(LearnedLinearDecoder):
 def test_non_finite_loss_stops_before_the_step(tmp_path):
     model = VQVAE(LearnedLinearEncoder(12, 4), VectorQuantizer(4, 16), Spoiled(4, 12))
     trainer = Trainer(model, folder=tmp_path, fabric=cpu())
-    with pytest.raises(FloatingPointError, match="training step 6: the loss is not finite: .*reconstruction"):
+    with pytest.raises(FloatingPointError,
+                       match="training step 6: the loss is not finite: .*reconstruction"):
         trainer.fit(DATA, steps=9, checkpoint_every=5, progress=False)
     assert trainer.step == 5
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert saved["step"] == 5
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in saved["model"].items())
+    assert all(torch.equal(value, model.state_dict()[name])
+               for name, value in saved["model"].items())
     trainer.fit(DATA, steps=9, progress=False)  # and it can go on
     assert trainer.step == 9
 
@@ -311,7 +332,8 @@ def test_non_finite_gradient_stops_before_the_step():
         parameters[0].register_hook(lambda grad: grad * torch.nan)
         return torch.optim.SGD(parameters, lr=0.1)
     trainer = Trainer(build(), optimizer=explode, fabric=cpu())
-    with pytest.raises(FloatingPointError, match="training step 1: the norm of the gradient is nan"):
+    with pytest.raises(FloatingPointError,
+                       match="training step 1: the norm of the gradient is nan"):
         trainer.fit(DATA, steps=2, progress=False)
     assert same(trainer.model, build())
 
@@ -319,8 +341,10 @@ def test_non_finite_gradient_stops_before_the_step():
 def test_bad_latents_and_bad_data_name_the_step():
     class Nan(LearnedLinearEncoder):
         def forward(self, x): return super().forward(x) * (torch.nan if self.training else 1.0)
-    trainer = Trainer(VQVAE(Nan(12, 4), VectorQuantizer(4, 16), LearnedLinearDecoder(4, 12)), fabric=cpu())
-    with pytest.raises(ValueError, match="training step 1: z holds"): trainer.fit(DATA, steps=2, progress=False)
+    trainer = Trainer(VQVAE(Nan(12, 4), VectorQuantizer(4, 16), LearnedLinearDecoder(4, 12)),
+                      fabric=cpu())
+    with pytest.raises(ValueError, match="training step 1: z holds"):
+        trainer.fit(DATA, steps=2, progress=False)
     class Empty(BaseDataset):
         def get_dataloader(self, batch_size, shuffle=True): return DataLoader([], batch_size)
     with pytest.raises(ValueError, match="Empty gave no batch"):
@@ -334,13 +358,16 @@ def test_bad_latents_and_bad_data_name_the_step():
     (dict(epochs=1, validate_every=-1), "validate_every must be positive"),
 ])
 def test_arguments_of_fit(arguments, message):
-    with pytest.raises(ValueError, match=message): Trainer(build(), fabric=cpu()).fit(DATA, progress=False, **arguments)
+    with pytest.raises(ValueError, match=message):
+        Trainer(build(), fabric=cpu()).fit(DATA, progress=False, **arguments)
 
 
 def test_arguments_of_the_trainer():
     with pytest.raises(TypeError, match="must be a VQVAE, got Linear"): Trainer(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="clip_norm must be positive"): Trainer(build(), clip_norm=-1.0)
-    with pytest.raises(ValueError, match="finite and not negative"): Trainer(build(), weights={"codebook": -1.0})
+    with pytest.raises(ValueError, match="clip_norm must be positive"):
+        Trainer(build(), clip_norm=-1.0)
+    with pytest.raises(ValueError, match="finite and not negative"):
+        Trainer(build(), weights={"codebook": -1.0})
     with pytest.raises(ValueError, match="weights names 'comit'"):
         Trainer(build(), weights={"comit": 1.0}, fabric=cpu()).fit(DATA, steps=1, progress=False)
 
@@ -358,7 +385,8 @@ def test_precision(precision):
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
 def test_moving_averages_alone(precision, tmp_path):
     def trainer(folder=None):
-        return Trainer(build(EMALearning(0.8), frozen=True), fabric=cpu(precision=precision), schedule=schedule, folder=folder)
+        return Trainer(build(EMALearning(0.8), frozen=True), fabric=cpu(precision=precision),
+                       schedule=schedule, folder=folder)
     plain = trainer()
     before = plain.evaluate(DATA)["distortion"]
     plain.fit(DATA, epochs=5, progress=False)
@@ -383,7 +411,8 @@ def test_unfrozen_too_late():
     model.encoder.freeze()
     trainer = Trainer(model, fabric=cpu())
     model.encoder.unfreeze()
-    with pytest.raises(ValueError, match="encoder.* became trainable"): trainer.fit(DATA, steps=1, progress=False)
+    with pytest.raises(ValueError, match="encoder.* became trainable"):
+        trainer.fit(DATA, steps=1, progress=False)
 
 
 def test_progress_bar_and_no_output(capfd):

@@ -21,6 +21,7 @@ from nbdev.config import get_config
 from nbdev.serve import proc_nbs
 from pagefind.service import get_executable
 from readme import notebook_markdown
+
 from vqvae._modidx import d as symbols
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,11 +41,14 @@ class Page(NamedTuple):
 def read_page(path: Path, folder: Path) -> Page:
     "A notebook that nbdev has processed: its first cell holds title, description and file name."
     notebook, source = json.loads(path.read_text()), path.relative_to(folder).as_posix()
-    head = next(("".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "raw"), "---\n---")
+    head = next(("".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "raw"),
+                "---\n---")
     meta = yaml.safe_load(head.strip().strip("-")) or {}
-    target = posixpath.join(posixpath.dirname(source), meta.get("output-file", path.with_suffix(".html").name))
+    target = posixpath.join(posixpath.dirname(source),
+                            meta.get("output-file", path.with_suffix(".html").name))
     figures = f"{posixpath.basename(target).removesuffix('.html')}_files"
-    return Page(source, target, meta.get("title", path.stem), meta.get("description", ""), *notebook_markdown(notebook, figures))
+    return Page(source, target, meta.get("title", path.stem), meta.get("description", ""),
+                *notebook_markdown(notebook, figures))
 
 
 def relative(target: str, page: str) -> str:
@@ -59,12 +63,14 @@ NO_SIGNATURE = r"(\[source\]\([^\s)]*/(vqvae/[\w/]+)\.py#.*?^```python\n)def (\w
 
 
 def fields(module: str, name: str) -> str:
-    "The head of a class that writes no constructor, and its public fields, as they stand in the source."
+    """The head of a class that writes no constructor, and its public fields, as they stand in the
+    source."""
     source = inspect.getsource(getattr(import_module(module), name))
     lines, body = source.splitlines(keepends=True), ast.parse(source).body[0].body
-    named = {node: ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0]) for node in body
-             if isinstance(node, ast.AnnAssign | ast.Assign)}
-    shown = "".join("".join(lines[node.lineno - 1:node.end_lineno]) for node, target in named.items() if not target.startswith("_"))
+    named = {node: ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0])
+             for node in body if isinstance(node, ast.AnnAssign | ast.Assign)}
+    shown = "".join("".join(lines[node.lineno - 1 : node.end_lineno])
+                    for node, target in named.items() if not target.startswith("_"))
     return lines[0] + (shown.replace(".tag(sync=True)", "") or "    ...\n")
 
 
@@ -74,41 +80,61 @@ def several(name: str) -> bool:
 
 
 def tidy(markdown: str) -> str:
-    """Fields for a signature that says nothing; a number beside its ±, → and %; no link where none can be: in a signature, inside of
+    """Fields for a signature that says nothing; a number beside its ±, → and %; no link where
+    none can be: in a signature, inside of
     a link that the author wrote, for a name that several modules define."""
-    markdown = re.sub(NO_SIGNATURE, lambda doc: doc[1] + fields(doc[2].replace("/", "."), doc[3]), markdown, flags=re.DOTALL | re.MULTILINE)
-    markdown = re.sub(r"(?<=\d) %(?! ?\d)", "\xa0%", re.sub(r"(?<=\d) → (?=\d)", "\xa0→\xa0", markdown.replace(" ± ", "\xa0±\xa0")))
-    markdown = re.sub(r"^```python$.*?^```$", lambda block: re.sub(NAME_LINK, r"\1", block[0]), markdown, flags=re.DOTALL | re.MULTILINE)
-    markdown = re.sub(NAME_LINK, lambda link: link[1] if several(link[1].strip("`()")) else link[0], markdown)
+    markdown = re.sub(NO_SIGNATURE, lambda doc: doc[1] + fields(doc[2].replace("/", "."), doc[3]),
+                      markdown, flags=re.DOTALL | re.MULTILINE)
+    markdown = re.sub(r"(?<=\d) %(?! ?\d)", "\xa0%",
+                      re.sub(r"(?<=\d) → (?=\d)", "\xa0→\xa0",
+                             markdown.replace(" ± ", "\xa0±\xa0")))
+    markdown = re.sub(r"^```python$.*?^```$", lambda block: re.sub(NAME_LINK, r"\1", block[0]),
+                      markdown, flags=re.DOTALL | re.MULTILINE)
+    markdown = re.sub(NAME_LINK, lambda link: link[1] if several(link[1].strip("`()")) else link[0],
+                      markdown)
     return re.sub(rf"\[([^][\n]*){NAME_LINK}([^][\n]*)\]\(", r"[\1\2\3](", markdown)
 
 
 def say_where_from(cells: list[dict]) -> None:
     "Put the import of all that a page defines before the first definition."
-    found = {at: re.search(r"show_doc\((\w+)\).*/(vqvae/[\w/]+)\.py#", "".join(cell["source"]) + json.dumps(cell.get("outputs")), re.DOTALL)
+    found = {at: re.search(r"show_doc\((\w+)\).*/(vqvae/[\w/]+)\.py#",
+                           "".join(cell["source"]) + json.dumps(cell.get("outputs")), re.DOTALL)
              for at, cell in enumerate(cells) if cell["cell_type"] == "code"}
     found = {at: match for at, match in found.items() if match}
     if not found: return
     first, names = min(found), ", ".join(match[1] for match in found.values())
     line = f"from {found[first][2].replace('/', '.')} import "
-    line += names if len(line + names) < 80 else "(\n" + textwrap.fill(names, 79, initial_indent=" " * 4, subsequent_indent=" " * 4) + ")"
-    cells.insert(first, {"cell_type": "markdown", "id": "imports", "metadata": {}, "source": f"```python\n{line}\n```"})
+    line += (
+        names
+        if len(line + names) < 80
+        else "(\n"
+        + textwrap.fill(names, 79, initial_indent=" " * 4, subsequent_indent=" " * 4)
+        + ")"
+    )
+    cells.insert(first,
+                 {"cell_type": "markdown", "id": "imports", "metadata": {},
+                  "source": f"```python\n{line}\n```"})
 
 
 def localize(source: Path, host: str) -> None:
-    "Let nbdev's links to the published site lead into this one; a method leads to its class, a private name to its page."
+    """Let nbdev's links to the published site lead into this one; a method leads to its class, a
+    private name to its page."""
     for path in source.rglob("*.ipynb"):
         def inside(found: re.Match) -> str:
             anchor = found[2].partition(".")[0]
-            return relative(found[1], path.relative_to(source).as_posix()) + ("" if anchor.startswith("_") else f"#{anchor}")
+            return relative(found[1], path.relative_to(source).as_posix()) + (
+                "" if anchor.startswith("_") else f"#{anchor}"
+            )
         def local(lines: list[str] | str) -> list[str]:
-            return tidy(re.sub(re.escape(host) + r"/([\w/]+\.html)#([\w.]+)", inside, "".join(lines))).splitlines(keepends=True)
+            return tidy(re.sub(re.escape(host) + r"/([\w/]+\.html)#([\w.]+)", inside,
+                               "".join(lines))).splitlines(keepends=True)
         notebook = json.loads(path.read_text())
         say_where_from(notebook["cells"])
         for cell in notebook["cells"]:
             if cell["cell_type"] != "code": cell["source"] = local(cell["source"])
             for output in cell.get("outputs", []):
-                if "text/markdown" in output.get("data", {}): output["data"]["text/markdown"] = local(output["data"]["text/markdown"])
+                if "text/markdown" in output.get("data", {}):
+                    output["data"]["text/markdown"] = local(output["data"]["text/markdown"])
         path.write_text(json.dumps(notebook))
 
 
@@ -143,47 +169,68 @@ def navigation(node: Any, page: Page, pages: dict[str, Page]) -> str:
         start = navigation(node["href"], page, pages)
         inner = re.sub(r">[^<]*</a>", ">Overview</a>", start) + inner
     state = " open" if "aria-current" in inner else ""
-    return f'<li><details{state}><summary>{escape(node["section"])}</summary><ul>{inner}</ul></details></li>'
+    return f"<li><details{state}><summary>{escape(node['section'])}</summary><ul>{inner}</ul></details></li>"
 
 
 def reading_order(node: Any) -> list[str]:
     "The notebooks of the sidebar in order."
     if isinstance(node, str): return [node]
-    children = node if isinstance(node, list) else [*([node["href"]] if "href" in node else []), *node["contents"]]
+    children = node if isinstance(node, list) else [*([node["href"]] if "href" in node else []),
+                                                    *node["contents"]]
     return [name for child in children for name in reading_order(child)]
 
 
 # One page
 
 def finish(html: str, figures: dict[str, bytes]) -> str:
-    "The mark after a formula stays on its line, the search does not read TeX, and figures of several panels are known as wide."
+    """The mark after a formula stays on its line, the search does not read TeX, and figures of
+    several panels are known as wide."""
     for name, content in figures.items():
         svg = re.match(rb'<svg[^>]* width="([\d.]+)pt"', content[content.find(b"<svg"):])
-        width = float(svg[1]) if svg else int.from_bytes(content[16:20]) / 2 if content.startswith(b"\x89PNG") else 0
+        width = (
+            float(svg[1])
+            if svg
+            else int.from_bytes(content[16:20]) / 2
+            if content.startswith(b"\x89PNG")
+            else 0
+        )
         if width > 520: html = html.replace(f'<img src="{name}"', f'<img class="wide" src="{name}"')
     html = html.replace("<annotation ", "<annotation data-pagefind-ignore ")
-    return re.sub(r'(<math display="inline"(?:(?!</math>).)*</math>)([.,:;?!)]+)', r'<span class="together">\1\2</span>', html, flags=re.DOTALL)
+    return re.sub(r'(<math display="inline"(?:(?!</math>).)*</math>)([.,:;?!)]+)',
+                  r'<span class="together">\1\2</span>', html, flags=re.DOTALL)
 
 
-def render(page: Page, config: dict, pages: dict[str, Page], order: list[str], source: Path, out: Path) -> None:
+def render(page: Page, config: dict, pages: dict[str, Page], order: list[str], source: Path,
+           out: Path) -> None:
     "Write a page and its figures."
     site, here = config["website"], order.index(page.source)
     targets = {name: p.target for name, p in pages.items()}
     bibliography = [f"--bibliography={source / config['bibliography']}", "--citeproc"]
     summary = f"::: {{.summary}}\n{page.description}\n:::\n\n" if page.description else ""
-    tree = json.loads(pypandoc.convert_text(summary + page.markdown, "json", PANDOC, extra_args=bibliography))
+    tree = json.loads(pypandoc.convert_text(summary + page.markdown, "json", PANDOC,
+                                            extra_args=bibliography))
     relink(tree, page, targets)
-    variables = {"page-title": page.title, "description": re.sub(r"[`$*]", "", page.description), "site-title": site["title"], "lang": config["lang"],
-                 "root": relative(".", page.target), "repo": site["repo-url"],
-                 "notebook": f"{site['repo-url']}/blob/{site['repo-branch']}/nbs/{page.source}",
-                 "nav": "".join(navigation(child, page, pages) for child in site["sidebar"]["contents"])}
+    variables = {
+        "page-title": page.title,
+        "description": re.sub(r"[`$*]", "", page.description),
+        "site-title": site["title"],
+        "lang": config["lang"],
+        "root": relative(".", page.target),
+        "repo": site["repo-url"],
+        "notebook": f"{site['repo-url']}/blob/{site['repo-branch']}/nbs/{page.source}",
+        "nav": "".join(navigation(child, page, pages) for child in site["sidebar"]["contents"]),
+    }
     for name, at in (("prev", here - 1), ("next", here + 1)):
         if 0 <= at < len(order):
-            variables |= {f"{name}-href": relative(targets[order[at]], page.target), f"{name}-title": pages[order[at]].title}
+            variables |= {f"{name}-href": relative(targets[order[at]], page.target),
+                          f"{name}-title": pages[order[at]].title}
     options = [f"--variable={name}:{value}" for name, value in variables.items()]
-    html = pypandoc.convert_text(json.dumps(tree), "html5", "json", extra_args=[
-        "--standalone", f"--template={THEME / 'page.html'}", f"--metadata=pagetitle:{page.title}", "--mathml", "--toc",
-        f"--toc-depth={config['format']['html']['toc-depth']}", "--wrap=none", *options])
+    html = pypandoc.convert_text(json.dumps(tree), "html5", "json",
+                                 extra_args=["--standalone", f"--template={THEME / 'page.html'}",
+                                             f"--metadata=pagetitle:{page.title}", "--mathml",
+                                             "--toc",
+                                             f"--toc-depth={config['format']['html']['toc-depth']}",
+                                             "--wrap=none", *options])
     file = out / page.target
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(finish(html, page.figures))
@@ -214,7 +261,8 @@ def main() -> None:
         subprocess.run(["quarto", "render", source], check=True)
         shutil.move(source / "_docs", out)
     else: with_pandoc(source, out)
-    print(f"the site is in {out}: open {out / 'index.html'}, or with the search: python -m http.server -d {out}")
+    print(f"the site is in {out}: open {out / 'index.html'}, or with the search: python -m "
+          f"http.server -d {out}")
 
 
 if __name__ == "__main__": main()

@@ -14,7 +14,8 @@ BY_HAND = {PACKAGE / "__init__.py", PACKAGE / "_modidx.py"}  # the version line,
 
 
 def git(*args: str) -> list[str]:
-    return subprocess.run(["git", *args], cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+    return subprocess.run(["git", *args], cwd=ROOT, check=True, capture_output=True,
+                          text=True).stdout.splitlines()
 
 
 def notebooks() -> list[Path]:
@@ -27,23 +28,32 @@ def default_exp(path: Path) -> str | None:
     "The module that a notebook exports, or None."
     for cell in json.loads((NBS / path).read_text())["cells"]:
         if cell["cell_type"] == "code":
-            if found := re.search(r"^#\s*\|\s*default_exp\s+(\S+)", "".join(cell["source"]), re.MULTILINE): return found[1]
+            if found := re.search(r"^#\s*\|\s*default_exp\s+(\S+)", "".join(cell["source"]),
+                                  re.MULTILINE):
+                return found[1]
 
 
 def page(path: Path) -> str:
     "The page that a notebook becomes: without its number."
-    return path.with_name(re.sub(r"^\d+[a-zA-Z0-9]*_", "", path.name)).with_suffix(".html").as_posix()
+    return path.with_name(re.sub(r"^\d+[a-zA-Z0-9]*_", "",
+                                 path.name)).with_suffix(".html").as_posix()
 
 
 def crowded_heads() -> list[Path]:
-    "Notebooks whose first cell holds more than title and description: nbdev would drop the rest from the page."
-    first = {path: "".join(json.loads((NBS / path).read_text())["cells"][0]["source"]) for path in notebooks()}
-    return [path for path, text in first.items() if any(line and line[:2] not in ("# ", "> ") for line in text.splitlines())]
+    """Notebooks whose first cell holds more than title and description: nbdev would drop the rest
+    from the page."""
+    first = {path: "".join(json.loads((NBS / path).read_text())["cells"][0]["source"])
+             for path in notebooks()}
+    return [path
+            for path, text in first.items()
+            if any(line and line[:2] not in ("# ", "> ") for line in text.splitlines())]
 
 
 def widget_states() -> list[Path]:
     "Notebooks that store the state of widgets, with model ids that change at every run."
-    return [path for path in notebooks() if "widgets" in json.loads((NBS / path).read_text())["metadata"]]
+    return [path
+            for path in notebooks()
+            if "widgets" in json.loads((NBS / path).read_text())["metadata"]]
 
 
 def repeated(names: dict[Path, str]) -> list[tuple[str, str]]:
@@ -63,7 +73,8 @@ def sidebar_pages(node) -> set[str]:
 def missing_references() -> list[tuple[str, Path]]:
     "Citations of keys that the bibliography lacks, with the notebook that cites."
     known = set(re.findall(r"^@\w+\{([^,]+),", (NBS / "references.bib").read_text(), re.MULTILINE))
-    cells = ((path, cell) for path in notebooks() for cell in json.loads((NBS / path).read_text())["cells"])
+    cells = ((path, cell) for path in notebooks()
+             for cell in json.loads((NBS / path).read_text())["cells"])
     cited = {(key, path) for path, cell in cells if cell["cell_type"] == "markdown"
              for key in re.findall(r"(?<![\w.`])@([a-z]+\d{4}\w*)", "".join(cell["source"]))}
     return sorted((key, path) for key, path in cited if key not in known)
@@ -77,15 +88,34 @@ def problems() -> list[str]:
     written = {file for file in PACKAGE.rglob("*.py") if file.read_text().strip()} - BY_HAND
     listed = sidebar_pages(yaml.safe_load((ROOT / "_quarto.yml").read_text()))
     return [
-        *(f"{file} differs from what git has: review it and `git add` it" for file in git("diff", "--name-only")),
-        *(f"{file} is untracked: add, ignore or remove it" for file in git("ls-files", "--others", "--exclude-standard")),
-        *(f"{file.relative_to(ROOT)} is stale: no notebook exports it" for file in sorted(written - exported)),
-        *(f"default_exp {name} stands in several notebooks: {users}" for name, users in repeated(modules)),
-        *(f"the page {name} comes from several notebooks: {users}" for name, users in repeated({path: page(path) for path in paths})),
+        *(
+            f"{file} differs from what git has: review it and `git add` it"
+            for file in git("diff", "--name-only")
+        ),
+        *(
+            f"{file} is untracked: add, ignore or remove it"
+            for file in git("ls-files", "--others", "--exclude-standard")
+        ),
+        *(
+            f"{file.relative_to(ROOT)} is stale: no notebook exports it"
+            for file in sorted(written - exported)
+        ),
+        *(
+            f"default_exp {name} stands in several notebooks: {users}"
+            for name, users in repeated(modules)
+        ),
+        *(
+            f"the page {name} comes from several notebooks: {users}"
+            for name, users in repeated({path: page(path) for path in paths})
+        ),
         *(f"_quarto.yml does not list the page {name}" for name in sorted(pages - listed)),
         *(f"_quarto.yml lists {name}, which has no notebook" for name in sorted(listed - pages)),
         *(f"{path} stores the state of widgets: run `make notebooks`" for path in widget_states()),
-        *(f"{path} begins with a cell that holds more than title and description: move the rest to the next cell" for path in crowded_heads()),
+        *(
+            f"{path} begins with a cell that holds more than title and description: move the rest "
+            "to the next cell"
+            for path in crowded_heads()
+        ),
         *(f"{path} cites {key}, which references.bib lacks" for key, path in missing_references()),
         *differences(NBS / "index.ipynb", ROOT),
     ]

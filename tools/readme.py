@@ -27,7 +27,8 @@ def output_markdown(output: dict, caption: str, figures: dict[str, bytes], folde
     "One output as Markdown; a picture is added to `figures` and linked."
     if output["output_type"] == "stream":
         return fenced("".join(output["text"])) if output["name"] == "stdout" else ""
-    data = {mime: "".join(text) for mime, text in output.get("data", {}).items() if isinstance(text, str | list)}
+    data = {mime: "".join(text)
+            for mime, text in output.get("data", {}).items() if isinstance(text, str | list)}
     if "text/markdown" in data: return data["text/markdown"]
     for mime, suffix in {"image/svg+xml": "svg", "image/png": "png"}.items():
         if mime in data:
@@ -48,7 +49,8 @@ def notebook_markdown(notebook: dict, folder: str = "index_files") -> tuple[str,
         if code and not flagged(source, NO_SOURCE): parts.append(fenced(code, "python"))
         caption = re.search(r"^#\s*\|\s*fig-(?:cap|alt):\s*(.*)", source, re.MULTILINE)
         if not flagged(source, NO_OUTPUT):
-            parts += [output_markdown(o, caption[1].strip("\"' ") if caption else "", figures, folder) for o in cell["outputs"]]
+            parts += [output_markdown(o, caption[1].strip("\"' ") if caption else "", figures,
+                                      folder) for o in cell["outputs"]]
     return "\n\n".join(filter(None, parts)), figures
 
 
@@ -59,7 +61,8 @@ def relink(node, folder: str) -> None:
     elif isinstance(node, dict):
         if node.get("t") in ("Link", "Image"):
             target = node["c"][2]
-            if not re.match(r"[a-z]+:|#|/", target[0]): target[0] = posixpath.normpath(f"{folder}/{target[0]}")
+            if not re.match(r"[a-z]+:|#|/", target[0]):
+                target[0] = posixpath.normpath(f"{folder}/{target[0]}")
         for child in node.values(): relink(child, folder)
 
 
@@ -67,25 +70,34 @@ def render(path: Path, root: Path) -> dict[Path, bytes]:
     "Every file that the README consists of: path -> content."
     markdown, figures = notebook_markdown(json.loads(path.read_text()))
     citations = [f"--bibliography={bib}" for bib in sorted(path.parent.glob("*.bib"))]
-    tree = json.loads(pypandoc.convert_text(markdown, "json", "markdown-implicit_figures", extra_args=["--citeproc", *citations]))
-    tree["blocks"] = [block for block in tree["blocks"] if block["t"] != "RawBlock"]  # explorers need a page
+    tree = json.loads(pypandoc.convert_text(markdown, "json", "markdown-implicit_figures",
+                                            extra_args=["--citeproc", *citations]))
+    # explorers need a page
+    tree["blocks"] = [block for block in tree["blocks"] if block["t"] != "RawBlock"]
     relink(tree, path.parent.relative_to(root).as_posix())
     text = pypandoc.convert_text(json.dumps(tree), "gfm", "json", extra_args=["--wrap=none"])
     readme = HEADER.format(notebook=path.relative_to(root).as_posix()) + text
-    return {root / "README.md": readme.encode(), **{path.parent / name: data for name, data in figures.items()}}
+    return {root / "README.md": readme.encode(),
+            **{path.parent / name: data for name, data in figures.items()}}
 
 
 def differences(path: Path, root: Path) -> list[str]:
     "The rendered files that are missing or differ, and figures that nothing shows."
     files = render(path, root)
-    stale = [file for file, content in files.items() if not file.exists() or file.read_bytes() != content]
+    stale = [file for file, content in files.items() if not file.exists()
+             or file.read_bytes() != content]
     stale += [file for file in (path.parent / "index_files").glob("*") if file not in files]
-    return [f"{file.relative_to(root)} is not what {path.relative_to(root)} renders to: run `make readme`" for file in stale]
+    return [
+        f"{file.relative_to(root)} is not what {path.relative_to(root)} renders to: run `make "
+        "readme`"
+        for file in stale
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if a file differs")
+    parser.add_argument("--check", action="store_true",
+                        help="write nothing; fail if a file differs")
     parser.add_argument("notebook", nargs="?", type=Path, default=Path("nbs/index.ipynb"))
     parser.add_argument("root", nargs="?", type=Path, default=Path())
     args = parser.parse_args()

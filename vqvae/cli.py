@@ -26,10 +26,23 @@ from lightning_fabric import Fabric
 import vqvae
 from .core import atomic_path
 from .data.base import BaseDataset
-from .evaluation.figures import plot_code_usage, plot_codebook, plot_reconstructions, plot_training
+from vqvae.evaluation.figures import (
+    plot_code_usage,
+    plot_codebook,
+    plot_reconstructions,
+    plot_training,
+)
 from .evaluation.style import use_style
-from .studies.study import compare_rows, find_study, load_rows, run_study, save_rows, stored_rows, study_names
 from .models.vqvae import VQVAE
+from vqvae.studies.study import (
+    compare_rows,
+    find_study,
+    load_rows,
+    run_study,
+    save_rows,
+    stored_rows,
+    study_names,
+)
 from .training.trainer import Trainer
 
 # %% ../nbs/01_cli.ipynb #cell-005
@@ -46,29 +59,39 @@ def _initializer(path: str) -> Callable:
     "An initializer by import path, or by its bare name if it is one of ours."
     module, _, name = _known_names().get(path, path).rpartition(".")
     try: found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError): raise ValueError(f"there is no function {path}") from None
+    except (ImportError, AttributeError, ValueError):
+        raise ValueError(f"there is no function {path}") from None
     if not callable(found): raise ValueError(f"{path} is not a function")
     return found
 
 # %% ../nbs/01_cli.ipynb #cell-006
 def _fit_parser() -> ArgumentParser:
     "Options of `vqvae fit`."
-    parser = ArgumentParser(exit_on_error=False, description="Train a model and leave a folder that explains itself.")
+    parser = ArgumentParser(exit_on_error=False,
+                            description="Train a model and leave a folder that explains itself.")
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     parser.add_class_arguments(VQVAE, "model")
     parser.add_subclass_arguments(BaseDataset, "data", required=True)
-    parser.add_argument("--output", type=str, default="runs/latest", help="folder for config, metrics, checkpoint, model, figures")
-    parser.add_argument("--initializer", type=str | None, default=None, help="initializer of the codebook, run on latents of the untrained encoder")
-    parser.add_argument("--initialization_samples", type=int, default=1000, help="training samples that the initializer sees")
-    parser.add_argument("--epochs", type=int | None, default=None, help="passes over the training samples; or give --steps")
+    parser.add_argument("--output", type=str, default="runs/latest",
+                        help="folder for config, metrics, checkpoint, model, figures")
+    parser.add_argument("--initializer", type=str | None, default=None,
+                        help="initializer of the codebook, run on latents of the untrained encoder")
+    parser.add_argument("--initialization_samples", type=int, default=1000,
+                        help="training samples that the initializer sees")
+    parser.add_argument("--epochs", type=int | None, default=None,
+                        help="passes over the training samples; or give --steps")
     parser.add_argument("--steps", type=int | None, default=None, help="training steps")
     parser.add_argument("--batch_size", type=int, default=64, help="samples per step")
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of AdamW")
     parser.add_argument("--clip_norm", type=float | None, default=None, help="longest gradient")
-    parser.add_argument("--weights", type=dict[str, float] | None, default=None, help="weights of loss terms, for example '{commitment: 0.5}'")
-    parser.add_argument("--precision", type=str, default="32-true", help="Fabric's name of a precision, for example bf16-mixed")
-    parser.add_argument("--checkpoint_every", type=int | None, default=None, help="steps between checkpoints")
-    parser.add_argument("--seed", type=int, default=0, help="of data order, noise and initialization")
+    parser.add_argument("--weights", type=dict[str, float] | None, default=None,
+                        help="weights of loss terms, for example '{commitment: 0.5}'")
+    parser.add_argument("--precision", type=str, default="32-true",
+                        help="Fabric's name of a precision, for example bf16-mixed")
+    parser.add_argument("--checkpoint_every", type=int | None, default=None,
+                        help="steps between checkpoints")
+    parser.add_argument("--seed", type=int, default=0,
+                        help="of data order, noise and initialization")
     return parser
 
 
@@ -82,28 +105,54 @@ def _command(parent: Any, title: str, text: str, /, **positional: str) -> Argume
 
 def _add_study(parent: Any) -> None:
     "Options of `vqvae study`."
-    commands = _command(parent, "study", "List, run, show, compare studies.").add_subcommands(dest="action")
+    commands = _command(parent, "study",
+                        "List, run, show, compare studies.").add_subcommands(dest="action")
     name = f"{', '.join(study_names())}, or the path of a Python file that holds a Study"
-    run = _command(commands, "run", "Measure what is missing; print the table, write rows and figure.", name=name)
+    run = _command(commands, "run",
+                   "Measure what is missing; print the table, write rows and figure.", name=name)
     run.add_argument("--jobs", type=int, default=-1, help="processes; -1 for one per core")
-    run.add_argument("--scheduler", type=str | None, default=None, help="dask scheduler to run on: tcp://host:port")
-    run.add_argument("--save", type=str | None, default=None, help="write the rows to this .csv, too, if none failed")
-    others = [run, _command(commands, "list", "Every study with its question and how many of its rows are measured."),
-              _command(commands, "show", "Print the table of what is measured, and where the files are.", name=name),
-              _command(commands, "compare", "Say which measured means lie outside the 95 % intervals of a file.",
-                       name=name, path="file that `run --save` wrote")]
-    for command in others: command.add_argument("--output", type=str, default="studies", help="folder of results")
+    run.add_argument("--scheduler", type=str | None, default=None,
+                     help="dask scheduler to run on: tcp://host:port")
+    run.add_argument("--save", type=str | None, default=None,
+                     help="write the rows to this .csv, too, if none failed")
+    others = [
+        run,
+        _command(
+            commands, "list", "Every study with its question and how many of its rows are measured."
+        ),
+        _command(
+            commands,
+            "show",
+            "Print the table of what is measured, and where the files are.",
+            name=name,
+        ),
+        _command(
+            commands,
+            "compare",
+            "Say which measured means lie outside the 95 % intervals of a file.",
+            name=name,
+            path="file that `run --save` wrote",
+        ),
+    ]
+    for command in others:
+        command.add_argument("--output", type=str, default="studies", help="folder of results")
 
 
 def build_parser() -> ArgumentParser:  # with subcommands fit, evaluate and study
     "The command line."
     _known_names()
-    parser = ArgumentParser(prog="vqvae", exit_on_error=False, version=vqvae.__version__,
-                            description="Vector quantization: train a model, evaluate it, run a study.")
+    parser = ArgumentParser(
+        prog="vqvae",
+        exit_on_error=False,
+        version=vqvae.__version__,
+        description="Vector quantization: train a model, evaluate it, run a study.",
+    )
     commands = parser.add_subcommands(dest="command")
     commands.add_subcommand("fit", _fit_parser(), help="train a model")
-    evaluate = _command(commands, "evaluate", "Measure a model that `vqvae fit` trained.", run="folder of the run")
-    evaluate.add_argument("--split", type=str, default="test", choices=["train", "test"], help="which samples")
+    evaluate = _command(commands, "evaluate", "Measure a model that `vqvae fit` trained.",
+                        run="folder of the run")
+    evaluate.add_argument("--split", type=str, default="test", choices=["train", "test"],
+                          help="which samples")
     _add_study(commands)
     return parser
 
@@ -112,7 +161,8 @@ def _claim(folder: Path, config: str) -> None:
     "Write the configuration into a folder; raises `ValueError` if another run lives there."
     path = folder / "config.yaml"
     if path.exists() and path.read_text() != config:
-        raise ValueError(f"{folder} holds a run with another configuration: choose another --output or remove it")
+        raise ValueError(f"{folder} holds a run with another configuration: choose another "
+                         "--output or remove it")
     with atomic_path(path) as temporary: temporary.write_text(config)
 
 
@@ -120,11 +170,15 @@ def _save_figures(model: VQVAE, trainer: Trainer, data: BaseDataset, folder: Pat
     "Training curves, use of the codes, the codebook, reconstructions: whichever apply."
     x = data.samples(min(512, len(data)))
     with torch.no_grad(): outputs = model.eval()(trainer.fabric.to_device(x))
-    counts = torch.bincount(outputs["indices"].flatten().cpu(), minlength=model.quantizer.codebook_size)
-    figures = {"training": plot_training(trainer.tracker, "loss").figure, "usage": plot_code_usage(counts).figure}
-    if isinstance(getattr(model.quantizer, "codebook", None), torch.Tensor) and model.quantizer.dim > 1:
+    counts = torch.bincount(outputs["indices"].flatten().cpu(),
+                            minlength=model.quantizer.codebook_size)
+    figures = {"training": plot_training(trainer.tracker, "loss").figure,
+               "usage": plot_code_usage(counts).figure}
+    if isinstance(getattr(model.quantizer, "codebook", None),
+                  torch.Tensor) and model.quantizer.dim > 1:
         figures["codebook"] = plot_codebook(model.quantizer.codebook, outputs["z"], counts).figure
-    if x.ndim == 4 and x.shape[1] in (1, 3): figures["reconstructions"] = plot_reconstructions(x, outputs["x_recon"].cpu())
+    if x.ndim == 4 and x.shape[1] in (1, 3):
+        figures["reconstructions"] = plot_reconstructions(x, outputs["x_recon"].cpu())
     for name, figure in figures.items():
         with atomic_path(folder / f"{name}.png") as temporary: figure.savefig(temporary, dpi=150)
         plt.close(figure)
@@ -135,7 +189,8 @@ def fit(
     options: Namespace,  # of `vqvae fit`
 ) -> dict[str, float]:  # metrics on held-out samples
     "Build, initialize, train, evaluate; everything goes to `options.output`."
-    if (options.epochs is None) == (options.steps is None): raise ValueError("give either --epochs or --steps")
+    if (options.epochs is None) == (options.steps is None):
+        raise ValueError("give either --epochs or --steps")
     initializer = options.initializer and _initializer(options.initializer)
     folder, built = Path(options.output), parser.instantiate(options)
     saved = options.clone()
@@ -143,13 +198,20 @@ def fit(
     _claim(folder, parser.dump(saved, skip_validation=True))
     model, data = built.model, built.data
     if initializer and not (folder / "checkpoint.pt").exists():
-        latents = data.get_initialization_batch(min(options.initialization_samples, len(data)), model.encoder, seed=options.seed)
-        model.quantizer.initialize(initializer, latents, torch.Generator().manual_seed(options.seed))
-    trainer = Trainer(model, optimizer=lambda p: torch.optim.AdamW(p, lr=options.lr, weight_decay=0.0), weights=options.weights,
-                      clip_norm=options.clip_norm, fabric=Fabric(devices=1, precision=options.precision), folder=folder, seed=options.seed)
-    trainer.fit(data, epochs=options.epochs, steps=options.steps, batch_size=options.batch_size, checkpoint_every=options.checkpoint_every)
+        latents = data.get_initialization_batch(min(options.initialization_samples, len(data)),
+                                                model.encoder, seed=options.seed)
+        model.quantizer.initialize(initializer, latents,
+                                   torch.Generator().manual_seed(options.seed))
+    trainer = Trainer(model,
+                      optimizer=lambda p: torch.optim.AdamW(p, lr=options.lr, weight_decay=0.0),
+                      weights=options.weights, clip_norm=options.clip_norm,
+                      fabric=Fabric(devices=1, precision=options.precision), folder=folder,
+                      seed=options.seed)
+    trainer.fit(data, epochs=options.epochs, steps=options.steps, batch_size=options.batch_size,
+                checkpoint_every=options.checkpoint_every)
     scores = trainer.evaluate(data, "test" if getattr(data, "test", None) is not None else "train")
-    with atomic_path(folder / "evaluation.json") as temporary: temporary.write_text(json.dumps(scores, indent=1))
+    with atomic_path(folder / "evaluation.json") as temporary:
+        temporary.write_text(json.dumps(scores, indent=1))
     _save_figures(model, trainer, data, folder)
     print(f"results in {folder}")
     return scores
@@ -162,7 +224,8 @@ def evaluate(
 ) -> dict[str, float]:  # metrics
     "Measure a trained model on the data that its configuration names."
     config = Path(run) / "config.yaml"
-    if not config.is_file(): raise FileNotFoundError(f"{run} holds no config.yaml: name a folder that `vqvae fit` made")
+    if not config.is_file():
+        raise FileNotFoundError(f"{run} holds no config.yaml: name a folder that `vqvae fit` made")
     built = parser.instantiate(parser.parse_path(config))
     return Trainer(VQVAE.load(Path(run) / "model.safetensors")).evaluate(built.data, split)
 
@@ -175,7 +238,8 @@ def _failures(rows: pd.DataFrame) -> None:
     "Raise `RuntimeError` if rows failed."
     failed = rows.error.dropna()
     if len(failed):
-        raise RuntimeError(f"{len(failed)} of {len(rows)} rows failed, first: {failed.iloc[0].splitlines()[-1]}")
+        raise RuntimeError(f"{len(failed)} of {len(rows)} rows failed, first: "
+                           f"{failed.iloc[0].splitlines()[-1]}")
 
 
 def run_named_study(
@@ -185,7 +249,10 @@ def run_named_study(
     scheduler: str | None = None,  # address of a dask scheduler
     save: str | None = None,  # a .csv file
 ) -> None:
-    "Run what is missing, print the table, write rows, table and figure where the study draws one; raises `RuntimeError` if rows failed."
+    """Run what is missing, print the table, write rows, table and figure where the study draws one.
+
+    Raises `RuntimeError` if rows failed.
+    """
     study = find_study(name)
     folder, command = Path(output) / study.name, f"vqvae study run {name}"
     print(study.question, flush=True)
@@ -208,12 +275,14 @@ def run_named_study(
 def list_studies(
     output: str = "studies",  # folder of results
 ) -> None:
-    "Print every study with its question and the number of its rows that are finished, failed and missing."
+    """Print every study with its question and the number of its rows that are finished, failed and
+    missing."""
     table = []
     for study in map(find_study, study_names()):
         errors = stored_rows(study, output).error
-        table.append({"study": study.name, "finished": errors.isna().sum(), "failed": errors.notna().sum(),
-                      "missing": len(study.jobs()) - len(errors), "question": study.question})
+        table.append({"study": study.name, "finished": errors.isna().sum(),
+                      "failed": errors.notna().sum(), "missing": len(study.jobs()) - len(errors),
+                      "question": study.question})
     _print_table(pd.DataFrame(table))
 
 
@@ -221,14 +290,19 @@ def show_study(
     name: str,  # as `find_study` takes it
     output: str = "studies",  # folder of results
 ) -> None:
-    "Print the table of what is measured and where the files are; raises `ValueError` if there is nothing."
+    """Print the table of what is measured and where the files are.
+
+    Raises `ValueError` if there is nothing.
+    """
     study = find_study(name)
     rows = stored_rows(study, output)
     finished = rows[rows.error.isna()]
-    if finished.empty: raise ValueError(f"{output} holds no row of {name} under this code: vqvae study run {name}")
+    if finished.empty:
+        raise ValueError(f"{output} holds no row of {name} under this code: vqvae study run {name}")
     print(study.question)
     _print_table(study.summarize(finished) if study.summarize else finished.drop(columns="error"))
-    print(f"{len(finished)} rows finished, {len(rows) - len(finished)} failed, {len(study.jobs()) - len(rows)} missing")
+    print(f"{len(finished)} rows finished, {len(rows) - len(finished)} failed, "
+          f"{len(study.jobs()) - len(rows)} missing")
     print("\n".join(str(path) for path in sorted((Path(output) / study.name).iterdir())))
 
 
@@ -237,19 +311,29 @@ def compare_study(
     path: str,  # a file that `save_rows` wrote
     output: str = "studies",  # folder of results
 ) -> None:
-    "Print which measured means lie outside the intervals of a file; raises `RuntimeError` if there are any, or if rows are missing."
+    """Print which measured means lie outside the intervals of a file.
+
+    Raises `RuntimeError` if there are any, or if rows are missing.
+    """
     study, committed = find_study(name), load_rows(path)
     rows = stored_rows(study, output)
     missing = len(study.jobs()) - rows.error.isna().sum()
-    if missing: raise RuntimeError(f"{missing} rows of {name} failed or are not in {output}: vqvae study run {name}")
+    if missing:
+        raise RuntimeError(f"{missing} rows of {name} failed or are not in {output}: vqvae study "
+                           f"run {name}")
     table = compare_rows(rows, committed, study.columns())
     outside = table[~table.verdict.isin(["inside", "not judged"])]
     if len(outside): _print_table(outside)
-    print(f"{name}: {', '.join(f'{count} {verdict}' for verdict, count in table.verdict.value_counts().items())}")
-    if len(outside): raise RuntimeError(f"numbers moved; to accept them: vqvae study run {name} --save {path}")
+    print(
+        f"{name}: "
+        f"{', '.join(f'{count} {verdict}' for verdict, count in table.verdict.value_counts().items())}"
+    )
+    if len(outside):
+        raise RuntimeError(f"numbers moved; to accept them: vqvae study run {name} --save {path}")
 
 # %% ../nbs/01_cli.ipynb #cell-016
-_NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value type:", "Expected a <class 'NoneType'>", "Expected a path but")
+_NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value type:",
+          "Expected a <class 'NoneType'>", "Expected a path but")
 
 
 def one_line(
@@ -257,16 +341,23 @@ def one_line(
 ) -> str:  # without line breaks, with a suggestion where a name is close to a known one
     "What went wrong, folded into one line."
     lines = [line.strip(" -") for line in str(error).splitlines()]
-    text = "; ".join(line for line in lines if line and not line.startswith(_NOISE)).replace(":;", ":")
+    text = "; ".join(line for line in lines if line and not line.startswith(_NOISE)).replace(
+        ":;", ":"
+    )
     known = _known_names()
     for word in text.replace("'", " ").replace(":", " ").replace(";", " ").split():
         name = word.rpartition(".")[2]
-        close = [] if name in known or name.isalpha() and name.islower() else difflib.get_close_matches(name, known, 1, 0.75)
+        close = (
+            []
+            if name in known or name.isalpha() and name.islower()
+            else difflib.get_close_matches(name, known, 1, 0.75)
+        )
         if close: return f"{text} (did you mean {close[0]}?)"
     return text or type(error).__name__
 
 # %% ../nbs/01_cli.ipynb #cell-017
-_STUDY = {"list": list_studies, "run": run_named_study, "show": show_study, "compare": compare_study}
+_STUDY = {"list": list_studies, "run": run_named_study, "show": show_study,
+          "compare": compare_study}
 
 
 def main(
@@ -278,12 +369,18 @@ def main(
         except ArgumentError as error: return _fail(error, 2)
         if "ipykernel" not in sys.modules: matplotlib.use("agg")
         use_style()
-        if options.command == "study": _STUDY[options.study.action](**vars(options.study[options.study.action]))
+        if options.command == "study":
+            _STUDY[options.study.action](**vars(options.study[options.study.action]))
         else:
-            scores = fit(_fit_parser(), options.fit) if options.command == "fit" else evaluate(_fit_parser(), **vars(options.evaluate))
+            scores = (
+                fit(_fit_parser(), options.fit)
+                if options.command == "fit"
+                else evaluate(_fit_parser(), **vars(options.evaluate))
+            )
             print("\n".join(f"{name:>22}  {value:.6g}" for name, value in scores.items()))
         return 0
-    except KeyboardInterrupt: return _fail(KeyboardInterrupt("interrupted: the same command continues"), 130)
+    except KeyboardInterrupt:
+        return _fail(KeyboardInterrupt("interrupted: the same command continues"), 130)
     except (ArgumentError, ValueError, TypeError, OSError, RuntimeError, ArithmeticError, NotImplementedError) as error:
         if os.environ.get("VQVAE_TRACEBACK"): raise
         return _fail(error, 1)

@@ -28,8 +28,10 @@ def check_finite(
     name: str,  # how the message calls it
 ) -> Tensor:  # `x` itself
     "Return `x`; raise `ValueError` when it is empty or holds NaN or infinity."
-    if not isinstance(x, Tensor): raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-    if not torch.is_floating_point(x): raise TypeError(f"{name} must be a floating-point tensor, got {x.dtype}")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if not torch.is_floating_point(x):
+        raise TypeError(f"{name} must be a floating-point tensor, got {x.dtype}")
     if x.numel() == 0: raise ValueError(f"{name} is empty: its shape is {tuple(x.shape)}")
     if not torch.compiler.is_compiling() and not torch.isfinite(x).all():
         bad = (~torch.isfinite(x)).sum().item()
@@ -42,9 +44,13 @@ def check_last_dim(
     dim: int,  # expected size of the last axis
     name: str,  # how the message calls it
 ) -> Tensor:  # `x` itself
-    "Return `x`; raise `ValueError` unless it is finite, not empty and its last axis has size `dim`."
+    """Return `x`.
+
+    Raises `ValueError` unless it is finite, not empty and its last axis has size `dim`.
+    """
     if isinstance(x, Tensor) and (x.ndim == 0 or x.shape[-1] != dim):
-        raise ValueError(f"{name} must have {dim} values on its last axis, got shape {tuple(x.shape)}")
+        raise ValueError(f"{name} must have {dim} values on its last axis, got shape "
+                         f"{tuple(x.shape)}")
     return check_finite(x, name)
 
 
@@ -52,10 +58,14 @@ def check_positive(
     value: int | float,  # the number to look at
     name: str,  # how the message calls it
 ) -> int | float:  # `value` itself
-    "Return `value`; raise `ValueError` unless it is a finite number above zero (for an `int`: at least 1)."
+    """Return `value`.
+
+    Raises `ValueError` unless it is a finite number above zero (for an `int`: at least 1).
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not (math.isfinite(value) and value > 0): raise ValueError(f"{name} must be positive, got {value}")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be positive, got {value}")
     return value
 
 # %% ../nbs/00_core.ipynb #cell-009
@@ -76,7 +86,8 @@ def step_generator(
     device: torch.device | str = "cpu",  # where the numbers are drawn
     rank: int = 0,  # process rank, so that ranks differ; 0 for numbers that all ranks share
 ) -> torch.Generator:  # freshly seeded from all three numbers
-    "A generator that depends on `(seed, step, rank)` alone, so that a resumed run draws what an undisturbed one draws."
+    """A generator that depends on `(seed, step, rank)` alone, so that a resumed run draws what an
+    undisturbed one draws."""
     digest = hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()
     return torch.Generator(device=device).manual_seed(int.from_bytes(digest[:7], "big"))
 
@@ -90,7 +101,8 @@ class Component(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._frozen: dict[str, bool] | None = None  # requires_grad of each parameter before freezing
+        # requires_grad of each parameter before freezing
+        self._frozen: dict[str, bool] | None = None
         self._mode = True  # the mode last asked for with train() or eval()
 
     @property
@@ -99,7 +111,10 @@ class Component(nn.Module):
         return self._frozen is None
 
     def freeze(self) -> Self:
-        "Make this component bit-identical under any amount of training. Gradients still pass through it."
+        """Make this component bit-identical under any amount of training.
+
+        Gradients still pass through it.
+        """
         if self.trainable:
             self._frozen = {name: p.requires_grad for name, p in self.named_parameters()}
             for p in self.parameters():
@@ -131,7 +146,8 @@ class Component(nn.Module):
 def evaluating(
     module: nn.Module,  # any module
 ) -> Iterator[None]:
-    "Run a block with `module` in evaluation mode and without gradients; restore every submodule's mode afterwards."
+    """Run a block with `module` in evaluation mode and without gradients; restore every submodule's
+    mode afterwards."""
     modes = {m: m.training for m in module.modules()}
     try:
         for m in modes: m.training = False
@@ -150,7 +166,8 @@ def _recorded(init):
             bound.apply_defaults()
             named = dict(list(bound.arguments.items())[1:])
             for kind, parameter in signature.parameters.items():
-                if parameter.kind is inspect.Parameter.VAR_KEYWORD: named.update(named.pop(kind, {}))
+                if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                    named.update(named.pop(kind, {}))
             object.__setattr__(self, "_arguments", named)
         init(self, *args, **kwargs)
     return wrapper
@@ -159,10 +176,14 @@ def _recorded(init):
 def import_path(
     obj: Any,  # a class or a function defined at the top level of a module
 ) -> str:  # 'package.module.Name'
-    "The name under which `resolve` finds `obj` again; raises `ValueError` for lambdas and local definitions."
+    """The name under which `resolve` finds `obj` again.
+
+    Raises `ValueError` for lambdas and local definitions.
+    """
     path = f"{obj.__module__}.{obj.__qualname__}"
     if "<" in obj.__qualname__:
-        raise ValueError(f"{path} has no import path: define it at the top level of a module to save it by name")
+        raise ValueError(f"{path} has no import path: define it at the top level of a module to "
+                         "save it by name")
     return path
 
 
@@ -173,16 +194,19 @@ def resolve(
     module_name, _, name = path.rpartition(".")
     ours = module_name.split(".")[0] == __name__.split(".")[0]
     if module_name not in sys.modules and not ours:
-        raise ValueError(f"{path} is defined outside vqvae: import {module_name or path} first, then load")
+        raise ValueError(f"{path} is defined outside vqvae: import {module_name or path} first, "
+                         "then load")
     try: return getattr(sys.modules.get(module_name) or importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error: raise ValueError(f"there is no {path}: {error}") from None
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"there is no {path}: {error}") from None
 
 # %% ../nbs/00_core.ipynb #cell-025
 @contextmanager
 def atomic_path(
     path: str | Path,  # the file to write
 ) -> Iterator[Path]:  # where to write it
-    "Yield a temporary path; on success it replaces `path` in one step, on an error it vanishes and `path` is as it was."
+    """Yield a temporary path; on success it replaces `path` in one step, on an error it vanishes
+    and `path` is as it was."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")

@@ -15,5 +15,5 @@ from .openml import OpenMLImageDataset
 from .patches import ImagePatchDataset
 
 # %% ../../nbs/data/index.ipynb #cell-003
-_all_ = ["BaseDataset", "DigitsDataset", "GaussianDataset", "ImageFolderDataset", "ImagePatchDataset", "InMemoryDataset",
-         "OpenMLImageDataset"]
+_all_ = ["BaseDataset", "DigitsDataset", "GaussianDataset", "ImageFolderDataset",
+         "ImagePatchDataset", "InMemoryDataset", "OpenMLImageDataset"]

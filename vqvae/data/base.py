@@ -20,7 +20,10 @@ from ..core import check_finite, check_positive, evaluating, seeded, step_genera
 def as_samples(
     batch: Any,  # what a loader yielded: a tensor, or a list or tuple that begins with one
 ) -> Tensor:  # (B, *sample_shape)
-    "The samples of a batch, without labels; raises `TypeError` when the batch does not begin with a tensor."
+    """The samples of a batch, without labels.
+
+    Raises `TypeError` when the batch does not begin with a tensor.
+    """
     first = batch[0] if isinstance(batch, (list, tuple)) and len(batch) else batch
     if not isinstance(first, Tensor):
         kind = f"{type(batch).__name__} of {type(first).__name__}"
@@ -29,7 +32,8 @@ def as_samples(
 
 # %% ../../nbs/data/00_base.ipynb #cell-007
 def encode_in_chunks(
-    encoder: Callable[[Tensor], Tensor],  # a module or a function: (B, *sample_shape) -> (B, *grid, dim)
+    # a module or a function: (B, *sample_shape) -> (B, *grid, dim)
+    encoder: Callable[[Tensor], Tensor],
     x: Tensor,  # samples, (n, *sample_shape)
     chunk: int = 256,  # samples encoded at a time
 ) -> Tensor:  # latents, (n · grid, dim), on the CPU
@@ -65,7 +69,10 @@ class BaseDataset(ABC):
         n: int,  # how many
         seed: int = 0,  # which ones
     ) -> Tensor:  # (n, *sample_shape)
-        "Different training samples, chosen by the seed; raises `ValueError` when there are fewer than `n`."
+        """Different training samples, chosen by the seed.
+
+        Raises `ValueError` when there are fewer than `n`.
+        """
         _check_count(n, "n")
         parts, got = [], 0
         with seeded(seed):
@@ -81,7 +88,10 @@ class BaseDataset(ABC):
         encoder: Callable[[Tensor], Tensor] | None = None,  # (B, *sample_shape) -> (B, *grid, dim)
         seed: int = 0,  # which samples
     ) -> Tensor:  # latents (n · grid, dim), or the samples themselves without an encoder
-        "What a codebook is initialized from; raises `ValueError` when there are fewer than `n` samples."
+        """What a codebook is initialized from.
+
+        Raises `ValueError` when there are fewer than `n` samples.
+        """
         x = self.samples(n, seed)
         return x if encoder is None else encode_in_chunks(encoder, x)
 
@@ -105,7 +115,10 @@ def _collate(batch: Tensor) -> Tensor: return batch  # `__getitems__` returns a 
 
 # %% ../../nbs/data/00_base.ipynb #cell-019
 class InMemoryDataset(BaseDataset):
-    "Samples held as two tensors, `train` and `test`; raises `ValueError` when they are empty, not finite or unlike."
+    """Samples held as two tensors, `train` and `test`.
+
+    Raises `ValueError` when they are empty, not finite or unlike.
+    """
 
     def __init__(
         self,
@@ -115,8 +128,8 @@ class InMemoryDataset(BaseDataset):
         self.train = check_finite(train, "train").float()
         self.test = None if test is None else check_finite(test, "test").float()
         if test is not None and test.shape[1:] != train.shape[1:]:
-            raise ValueError(f"test samples must have the shape of training samples, {tuple(train.shape[1:])}, "
-                             f"got {tuple(test.shape[1:])}")
+            raise ValueError("test samples must have the shape of training samples, "
+                             f"{tuple(train.shape[1:])}, got {tuple(test.shape[1:])}")
 
     def __len__(self) -> int: return len(self.train)
 
@@ -134,21 +147,28 @@ class InMemoryDataset(BaseDataset):
         seed: int = 0,  # the order depends on this alone
         drop_last: bool = False,  # leave out a last batch that is smaller than the others
     ) -> DataLoader:  # yields tensors (B, *sample_shape)
-        "A loader over one split. Every pass over it has an order of its own; a new loader begins with the first again."
+        """A loader over one split.
+
+        Every pass over it has an order of its own; a new loader begins with the first again.
+        """
         x = {"train": self.train, "test": self.test}.get(split)
         if x is None: raise ValueError(f"split must be one of {self._splits()}, got {split!r}")
         generator = torch.Generator().manual_seed(seed)
-        return DataLoader(_Rows(x), _check_count(batch_size, "batch_size"), shuffle=shuffle, drop_last=drop_last,
-                          generator=generator, collate_fn=_collate)
+        return DataLoader(_Rows(x), _check_count(batch_size, "batch_size"), shuffle=shuffle,
+                          drop_last=drop_last, generator=generator, collate_fn=_collate)
 
     def samples(
         self,
         n: int,  # how many
         seed: int = 0,  # which ones
     ) -> Tensor:  # (n, *sample_shape)
-        "Different training samples, chosen by the seed; raises `ValueError` when there are fewer than `n`."
+        """Different training samples, chosen by the seed.
+
+        Raises `ValueError` when there are fewer than `n`.
+        """
         if _check_count(n, "n") > len(self):
-            raise ValueError(f"n={n} samples were asked for, but the training split holds {len(self)}")
+            raise ValueError(f"n={n} samples were asked for, but the training split holds "
+                             f"{len(self)}")
         return self.train[torch.randperm(len(self), generator=step_generator(seed, 0))[:n]]
 
     def _splits(self) -> list[str]: return ["train"] if self.test is None else ["train", "test"]
@@ -160,7 +180,8 @@ def split_rows(
     seed: int = 0,  # which samples are held out
 ) -> tuple[Tensor, Tensor]:  # row numbers of the training and of the test samples, each ascending
     "Split row numbers in two at random; raises `ValueError` when one side would be empty."
-    if not 0 < test_fraction < 1: raise ValueError(f"test_fraction must lie between 0 and 1, got {test_fraction}")
+    if not 0 < test_fraction < 1:
+        raise ValueError(f"test_fraction must lie between 0 and 1, got {test_fraction}")
     n_test = round(n * test_fraction)
     if not 0 < n_test < n:
         raise ValueError(f"{n} samples with test_fraction={test_fraction} "

@@ -25,13 +25,19 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif
 def find_images(
     folder: str | PathLike,  # searched with all folders below it; links to folders are not followed
 ) -> list[Path]:  # sorted by path
-    "The image files below a folder; raises `ValueError` when there are none, `OSError` for an unreadable folder."
+    """The image files below a folder.
+
+    Raises `ValueError` when there are none, `OSError` for an unreadable folder.
+    """
     folder = Path(folder)
-    if not folder.is_dir(): raise ValueError(f"folder must be an existing folder, got {str(folder)!r}")
+    if not folder.is_dir():
+        raise ValueError(f"folder must be an existing folder, got {str(folder)!r}")
     def fail(error: OSError): raise error
     files = [Path(base, name) for base, _, names in os.walk(folder, onerror=fail) for name in names
              if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")]
-    if not files: raise ValueError(f"there is no image file ({', '.join(IMAGE_SUFFIXES)}) below {str(folder)!r}")
+    if not files:
+        raise ValueError(f"there is no image file ({', '.join(IMAGE_SUFFIXES)}) below "
+                         f"{str(folder)!r}")
     return sorted(files, key=lambda file: file.relative_to(folder).as_posix())
 
 # %% ../../nbs/data/05_folder.ipynb #cell-008
@@ -40,17 +46,24 @@ def read_image(
     image_size: int,  # height and width of the result, in pixels
     color: bool = True,  # three channels, or one: luma
 ) -> Tensor:  # (channels, image_size, image_size), uint8
-    "Read one image, scale and crop it to a square; raises `OSError` or `ValueError` when the file cannot be read."
+    """Read one image, scale and crop it to a square.
+
+    Raises `OSError` or `ValueError` when the file cannot be read.
+    """
     with Image.open(file) as opened: image = ImageOps.exif_transpose(opened)
     if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image, dtype=np.float64) / 257).clip(0, 255).round().astype(np.uint8))
+        image = Image.fromarray(
+            (np.asarray(image, dtype=np.float64) / 257).clip(0, 255).round().astype(np.uint8)
+        )
     elif image.mode == "F": raise ValueError("floating-point pixels have no known range")
-    image = ImageOps.fit(image.convert("RGB" if color else "L"), (image_size, image_size), Image.Resampling.BICUBIC)
+    image = ImageOps.fit(image.convert("RGB" if color else "L"), (image_size, image_size),
+                         Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(image))
     return pixels.permute(2, 0, 1) if color else pixels.unsqueeze(0)
 
 # %% ../../nbs/data/05_folder.ipynb #cell-012
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for a bad file
+# what Pillow raises for a bad file
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def read_images(
@@ -65,17 +78,20 @@ def read_images(
         try:
             images.append(read_image(file, image_size, color))
             read.append(file)
-        except _UNREADABLE as error: bad.append(f"{file} ({str(error).replace(str(file), file.name)})")
+        except _UNREADABLE as error:
+            bad.append(f"{file} ({str(error).replace(str(file), file.name)})")
     if bad:
         message = f"{len(bad)} of {len(files)} image files cannot be read: {'; '.join(bad)}"
-        if not skip_unreadable: raise ValueError(f"{message}. Remove them or pass skip_unreadable=True")
+        if not skip_unreadable:
+            raise ValueError(f"{message}. Remove them or pass skip_unreadable=True")
         if not images: raise ValueError(message)
         warnings.warn(f"{message}. They are left out", stacklevel=3)
     return torch.stack(images).float() / 255, read
 
 # %% ../../nbs/data/05_folder.ipynb #cell-013
 class ImageFolderDataset(InMemoryDataset):
-    """All images below a folder at one size, values in [0, 1], read at construction; a seeded share is held out.
+    """All images below a folder at one size, values in [0, 1], read at construction; a seeded
+    share is held out.
 
     `files[split]` lists the file of each image."""
 
@@ -88,7 +104,9 @@ class ImageFolderDataset(InMemoryDataset):
         skip_unreadable: bool = False,  # warn about files that cannot be read instead of raising
         seed: int = 0,  # which files are held out
     ):
-        images, files = read_images(find_images(folder), _check_count(image_size, "image_size"), color, skip_unreadable)
+        images, files = read_images(find_images(folder), _check_count(image_size, "image_size"),
+                                    color, skip_unreadable)
         train, test = split_rows(len(images), test_fraction, seed)
-        self.files = {"train": [files[i] for i in train], "test": [files[i] for i in test]}  # of each image
+        # of each image
+        self.files = {"train": [files[i] for i in train], "test": [files[i] for i in test]}
         super().__init__(images[train], images[test])

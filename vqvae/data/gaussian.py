@@ -22,7 +22,8 @@ def linear_gaussian_spectrum(
 ) -> tuple[Tensor, Tensor]:  # eigenvalues (d,) of A Aᵀ + σ² I, descending; their first k eigenvectors U_k, (d, k)
     "Eigenvalues and leading eigenvectors of the covariance, from the singular values of `A`."
     U, s, _ = torch.linalg.svd(A.double(), full_matrices=False)
-    sign = U.gather(0, U.abs().argmax(0, keepdim=True)).sign()  # the largest entry of each column is positive
+    # the largest entry of each column is positive
+    sign = U.gather(0, U.abs().argmax(0, keepdim=True)).sign()
     eigenvalues = torch.full((A.shape[0],), float(sigma_noise) ** 2, dtype=torch.float64)
     eigenvalues[: A.shape[1]] += s.square()
     return eigenvalues.to(A.dtype), (U * sign).to(A.dtype)
@@ -31,7 +32,8 @@ def linear_gaussian_spectrum(
 class GaussianDataset(InMemoryDataset):
     """Samples of x = Ay + w whose covariance is known.
 
-    `A` (d, k), `covariance` (d, d), `eigenvalues` (d,), their first k eigenvectors `U_k` (d, k) and `latent_eigenvalues` (k,),
+    `A` (d, k), `covariance` (d, d), `eigenvalues` (d,), their first k eigenvectors `U_k` (d, k)
+    and `latent_eigenvalues` (k,),
     the variances of U_kᵀ x."""
 
     def __init__(
@@ -41,17 +43,22 @@ class GaussianDataset(InMemoryDataset):
         sigma_noise: float = 0.1,  # standard deviation of the noise, per coordinate
         n_samples: int = 10000,  # number of training samples
         seed: int = 0,  # of the matrix and of all samples
-        n_test: int | None = None,  # number of test samples; None: a fifth of n_samples, at least one
+        # number of test samples; None: a fifth of n_samples, at least one
+        n_test: int | None = None,
     ):
-        if _check_count(k, "k") > _check_count(d, "d"): raise ValueError(f"k must be at most d={d}, got k={k}")
+        if _check_count(k, "k") > _check_count(d, "d"):
+            raise ValueError(f"k must be at most d={d}, got k={k}")
         if not (math.isfinite(sigma_noise) and sigma_noise >= 0):
             raise ValueError(f"sigma_noise must be finite and not negative, got {sigma_noise}")
-        n_test = max(1, _check_count(n_samples, "n_samples") // 5) if n_test is None else _check_count(n_test, "n_test")
+        n_test = max(1,
+                     _check_count(n_samples, "n_samples")
+                     // 5) if n_test is None else _check_count(n_test, "n_test")
         self.d, self.k, self.sigma_noise, self.seed = d, k, float(sigma_noise), seed
         self.A = torch.randn(d, k, generator=step_generator(seed, 0)) / math.sqrt(d)  # (d, k)
         A = self.A.double()
         self.covariance = (A @ A.T + sigma_noise**2 * torch.eye(d).double()).float()  # (d, d)
-        self.eigenvalues, self.U_k = linear_gaussian_spectrum(self.A, sigma_noise)  # (d,) descending, (d, k)
+        # (d,) descending, (d, k)
+        self.eigenvalues, self.U_k = linear_gaussian_spectrum(self.A, sigma_noise)
         self.latent_eigenvalues = self.eigenvalues[:k].clone()  # variances of U_kᵀ x, (k,)
         super().__init__(self._draw(n_samples, 1), self._draw(n_test, 2))
 
@@ -64,8 +71,12 @@ class GaussianDataset(InMemoryDataset):
     def get_initialization_batch(
         self,
         n: int,  # training samples to use
-        encoder: Callable[[Tensor], Tensor] | None = None,  # (B, d) -> (B, *grid, dim); None: x -> U_kᵀ x
+        # (B, d) -> (B, *grid, dim); None: x -> U_kᵀ x
+        encoder: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,  # which samples
     ) -> Tensor:  # latents, (n, k) without an encoder
-        "What a codebook is initialized from; raises `ValueError` when there are fewer than `n` samples."
+        """What a codebook is initialized from.
+
+        Raises `ValueError` when there are fewer than `n` samples.
+        """
         return super().get_initialization_batch(n, encoder or (lambda x: x @ self.U_k), seed)

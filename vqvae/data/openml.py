@@ -38,12 +38,19 @@ def rows_to_images(
     rows: np.ndarray,  # (N, channels * height * width), values from 0 to 255
     shape: tuple[int, int, int],  # channels, height, width
 ) -> Tensor:  # (N, channels, height, width), float32, values in [0, 1]
-    "Give the rows of a table the shape of images; raises `ValueError` when they have another number of pixels."
+    """Give the rows of a table the shape of images.
+
+    Raises `ValueError` when they have another number of pixels.
+    """
     if rows.ndim != 2 or rows.shape[1] != np.prod(shape):
-        raise ValueError(f"an image of shape {shape} has {np.prod(shape)} pixels, got a table of shape {rows.shape}")
+        raise ValueError(f"an image of shape {shape} has {np.prod(shape)} pixels, got a table of "
+                         f"shape {rows.shape}")
     if len(rows) and not (rows.min() >= 0 and rows.max() <= 255):
-        raise ValueError(f"pixels must lie between 0 and 255, got values from {rows.min()} to {rows.max()}")
-    return torch.from_numpy(np.array(rows, dtype=np.float32, order="C")).div_(255).reshape(-1, *shape)
+        raise ValueError(f"pixels must lie between 0 and 255, got values from {rows.min()} to "
+                         f"{rows.max()}")
+    return (
+        torch.from_numpy(np.array(rows, dtype=np.float32, order="C")).div_(255).reshape(-1, *shape)
+    )
 
 # %% ../../nbs/data/04_openml.ipynb #cell-010
 def _fetch(name: str, data_home: str | PathLike | None) -> np.ndarray:
@@ -52,12 +59,15 @@ def _fetch(name: str, data_home: str | PathLike | None) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="A network error occurred")
-            return fetch_openml(source.openml_name, version=source.version, data_home=data_home, as_frame=False,
-                                n_retries=1, parser="pandas", read_csv_kwargs={"dtype": np.float32}).data
+            return fetch_openml(source.openml_name, version=source.version, data_home=data_home,
+                                as_frame=False, n_retries=1, parser="pandas",
+                                read_csv_kwargs={"dtype": np.float32}).data
     except OSError as error:  # urllib's errors, time-outs and refused connections are all OSErrors
         raise ConnectionError(
-            f"{name!r} is not complete in the cache folder {get_data_home(data_home)} and could not be downloaded "
-            f"from OpenML as {source.openml_name!r} version {source.version}: {error}. Load it once with a network, or copy the "
+            f"{name!r} is not complete in the cache folder {get_data_home(data_home)} and could "
+            "not be downloaded "
+            f"from OpenML as {source.openml_name!r} version {source.version}: {error}. Load it "
+            "once with a network, or copy the "
             "folder from a machine that has it and pass its path as data_home"
         ) from error
 
@@ -70,10 +80,12 @@ class OpenMLImageDataset(InMemoryDataset):
         name: str,  # 'mnist', 'fashion-mnist' or 'cifar10'
         n_train: int | None = None,  # this many training images, chosen by the seed; None: all
         n_test: int | None = None,  # this many test images, chosen by the seed; None: all
-        data_home: str | PathLike | None = None,  # cache folder; None: scikit-learn's, ~/scikit_learn_data
+        # cache folder; None: scikit-learn's, ~/scikit_learn_data
+        data_home: str | PathLike | None = None,
         seed: int = 0,  # which images, where not all are used
     ):
-        if name not in SOURCES: raise ValueError(f"name must be one of {list(SOURCES)}, got {name!r}")
+        if name not in SOURCES:
+            raise ValueError(f"name must be one of {list(SOURCES)}, got {name!r}")
         for label, value in dict(n_train=n_train, n_test=n_test).items():
             if value is not None: _check_count(value, label)
         rows, source = _fetch(name, data_home), SOURCES[name]

@@ -34,21 +34,29 @@ def draw_patches(
     n: int,  # number of patches
     generator: torch.Generator,  # decides which
 ) -> tuple[Tensor, Tensor]:  # patches (n, channels, patch_size, patch_size); image, row and column of each, (n, 3)
-    "Cut different patches at random; raises `ValueError` when they do not fit or there are fewer than `n`."
+    """Cut different patches at random.
+
+    Raises `ValueError` when they do not fit or there are fewer than `n`.
+    """
     N, _, H, W = images.shape
     if patch_size > min(H, W):
-        raise ValueError(f"patch_size must be at most {min(H, W)} in a {H} × {W} region, got {patch_size}")
-    views = images.unfold(2, patch_size, 1).unfold(3, patch_size, 1)  # every patch there is, without a copy
+        raise ValueError(f"patch_size must be at most {min(H, W)} in a {H} × {W} region, got "
+                         f"{patch_size}")
+    # every patch there is, without a copy
+    views = images.unfold(2, patch_size, 1).unfold(3, patch_size, 1)
     rows, columns = views.shape[2:4]
     total = N * rows * columns
-    if n > total: raise ValueError(f"{n} patches were asked for, but there are {total} of size {patch_size} in the region")
+    if n > total:
+        raise ValueError(f"{n} patches were asked for, but there are {total} of size {patch_size} "
+                         "in the region")
     flat = torch.randperm(total, generator=generator)[:n]
     image, row, column = flat // (rows * columns), flat // columns % rows, flat % columns
     return views[image, :, row, column].contiguous(), torch.stack([image, row, column], dim=1)
 
 # %% ../../nbs/data/03_patches.ipynb #cell-012
 class ImagePatchDataset(InMemoryDataset):
-    """Patches of two photographs with values in [0, 1]; training and test patches come from regions that share no pixel.
+    """Patches of two photographs with values in [0, 1]; training and test patches come from
+    regions that share no pixel.
 
     `positions[split]` (n, 3) holds photograph, row and column of each patch."""
 
@@ -64,8 +72,11 @@ class ImagePatchDataset(InMemoryDataset):
             _check_count(value, name)
         images = load_photographs(color)
         border = images.shape[-1] - TEST_COLUMNS
-        train, at_train = draw_patches(images[..., :border], patch_size, n_train, step_generator(seed, 0))
-        test, at_test = draw_patches(images[..., border:], patch_size, n_test, step_generator(seed, 1))
+        train, at_train = draw_patches(images[..., :border], patch_size, n_train,
+                                       step_generator(seed, 0))
+        test, at_test = draw_patches(images[..., border:], patch_size, n_test,
+                                     step_generator(seed, 1))
         at_test[:, 2] += border
-        self.positions = {"train": at_train, "test": at_test}  # photograph, row and column of each patch, (n, 3)
+        # photograph, row and column of each patch, (n, 3)
+        self.positions = {"train": at_train, "test": at_test}
         super().__init__(train, test)

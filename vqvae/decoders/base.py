@@ -14,7 +14,8 @@ from ..core import Component, check_last_dim, check_positive
 
 # %% ../../nbs/decoders/00_base.ipynb #cell-005
 class BaseDecoder(Component, ABC):
-    "Latents to samples: `(B, *grid, dim) -> (B, *sample_shape)`, vectors on the last axis of the input."
+    """Latents to samples: `(B, *grid, dim) -> (B, *sample_shape)`, vectors on the last axis of the
+    input."""
 
     def __init__(
         self,
@@ -39,8 +40,10 @@ def check_latents(
 ) -> Tensor:  # `z` itself
     "Return `z`; raise `ValueError` unless it is finite and has the expected grid and vector size."
     if isinstance(z, Tensor):
-        fits = z.ndim == len(grid) + 2 and all(want in (None, got) for want, got in zip(grid, z.shape[1:]))
+        fits = z.ndim == len(grid) + 2 and all(want in (None, got)
+                                               for want, got in zip(grid, z.shape[1:]))
         if not fits or z.shape[-1] != dim:
-            wanted = ", ".join(["B", *("*" if size is None else str(size) for size in grid), str(dim)])
+            wanted = ", ".join(["B", *("*" if size is None else str(size) for size in grid),
+                                str(dim)])
             raise ValueError(f"z must have shape ({wanted}), got {tuple(z.shape)}")
     return check_last_dim(z, dim, "z")

@@ -14,7 +14,8 @@ from ..encoders.conv import ResidualBlock, prime_factors
 
 # %% ../../nbs/decoders/03_conv.ipynb #cell-006
 class ConvDecoder(BaseDecoder):
-    "Residual blocks and transposed convolutions: `(B, h, w, dim) -> (B, out_channels, h*upsample, w*upsample)`."
+    """Residual blocks and transposed convolutions: `(B, h, w, dim) -> (B, out_channels, h*upsample,
+    w*upsample)`."""
 
     def __init__(
         self,
@@ -29,11 +30,13 @@ class ConvDecoder(BaseDecoder):
         primes = prime_factors(upsample)[::-1]
         check_positive(out_channels, "out_channels")
         check_positive(hidden, "hidden")
-        if residual_blocks < 0: raise ValueError(f"residual_blocks must not be negative, got {residual_blocks}")
+        if residual_blocks < 0:
+            raise ValueError(f"residual_blocks must not be negative, got {residual_blocks}")
         self.out_channels, self.upsample = out_channels, upsample
         widths = [hidden] * (len(primes) - 1) + [out_channels]
         with seeded(seed):
-            layers = [nn.Conv2d(dim, hidden, 3, padding=1), *(ResidualBlock(hidden) for _ in range(residual_blocks))]
+            layers = [nn.Conv2d(dim, hidden, 3, padding=1),
+                      *(ResidualBlock(hidden) for _ in range(residual_blocks))]
             if not primes: layers += [nn.ReLU(), nn.Conv2d(hidden, out_channels, 3, padding=1)]
             for p, width in zip(primes, widths):
                 layers += [nn.ReLU(), nn.ConvTranspose2d(hidden, width, p + 2, p, padding=1)]

@@ -28,7 +28,8 @@ class PCADecoder(BaseDecoder):
         basis, offset = pca_parameters(U_k, mean)
         shape = as_shape(basis.shape[0] if sample_shape is None else sample_shape)
         if Size(shape).numel() != basis.shape[0]:
-            raise ValueError(f"sample_shape {shape} holds {Size(shape).numel()} values, U_k has {basis.shape[0]} rows")
+            raise ValueError(f"sample_shape {shape} holds {Size(shape).numel()} values, U_k has "
+                             f"{basis.shape[0]} rows")
         super().__init__(basis.shape[1])
         self.U_k, self.mean, self.sample_shape = basis, offset, shape
         if not trainable: self.freeze()
@@ -48,5 +49,9 @@ class PCADecoder(BaseDecoder):
         dim: int,  # k, number of components to keep
         trainable: bool = False,  # whether training may change basis and mean
     ) -> Self:  # a decoder to samples of this shape
-        "Find the basis on data, as `PCAEncoder.fit` does; raises `ValueError` for fewer than `dim` samples."
-        return cls(*principal_components(data, dim), trainable=trainable, sample_shape=tuple(data.shape[1:]))
+        """Find the basis on data, as `PCAEncoder.fit` does.
+
+        Raises `ValueError` for fewer than `dim` samples.
+        """
+        return cls(*principal_components(data, dim), trainable=trainable,
+                   sample_shape=tuple(data.shape[1:]))

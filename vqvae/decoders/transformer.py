@@ -14,7 +14,8 @@ from ..encoders.transformer import TokenTransformer, patch_grid, unpatchify
 
 # %% ../../nbs/decoders/04_transformer.ipynb #cell-006
 class TransformerDecoder(BaseDecoder):
-    "A small vision transformer back to pixels: `(B, H/patch_size, W/patch_size, dim) -> (B, out_channels, H, W)`."
+    """A small vision transformer back to pixels: `(B, H/patch_size, W/patch_size, dim) -> (B,
+    out_channels, H, W)`."""
 
     def __init__(
         self,
@@ -30,7 +31,11 @@ class TransformerDecoder(BaseDecoder):
         super().__init__(dim)
         check_positive(out_channels, "out_channels")
         self.image_size, self.grid = patch_grid(image_size, patch_size)
-        self.out_channels, self.patch_size, self.sample_shape = out_channels, patch_size, (out_channels, *self.image_size)
+        self.out_channels, self.patch_size, self.sample_shape = (
+            out_channels,
+            patch_size,
+            (out_channels, *self.image_size),
+        )
         with seeded(seed):
             self.embed = nn.Linear(dim, width)
             self.transformer = TokenTransformer(self.grid, width, depth, heads)

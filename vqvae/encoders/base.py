@@ -19,7 +19,8 @@ class BaseEncoder(Component, ABC):
     def __init__(
         self,
         dim: int | None = None,  # size of a latent vector; None: not declared
-        input_shape: tuple[int, ...] | None = None,  # smallest valid shape of one sample; None: not declared
+        # smallest valid shape of one sample; None: not declared
+        input_shape: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
         self.dim = None if dim is None else check_positive(dim, "dim")
@@ -49,14 +50,17 @@ def as_shape(
 def flatten_samples(
     x: Tensor,  # samples, (B, *sample_shape)
     size: int,  # values per sample
-    sample_shape: tuple[int, ...] | None = None,  # the exact shape of one sample; None: any with `size` values
+    # the exact shape of one sample; None: any with `size` values
+    sample_shape: tuple[int, ...] | None = None,
 ) -> Tensor:  # (B, size)
     "Flatten all axes but the first; raise `ValueError` where a sample has another shape."
     if isinstance(x, Tensor):
         if sample_shape is not None and x.shape[1:] != sample_shape:
-            raise ValueError(f"x must have shape (B, {', '.join(map(str, sample_shape))}), got {tuple(x.shape)}")
+            raise ValueError(f"x must have shape (B, {', '.join(map(str, sample_shape))}), got "
+                             f"{tuple(x.shape)}")
         if x.ndim < 2 or x.shape[1:].numel() != size:
-            raise ValueError(f"x must have a batch axis and {size} values per sample, got shape {tuple(x.shape)}")
+            raise ValueError(f"x must have a batch axis and {size} values per sample, got shape "
+                             f"{tuple(x.shape)}")
     return check_finite(x, "x").flatten(1)
 
 # %% ../../nbs/encoders/00_base.ipynb #cell-017
@@ -68,7 +72,8 @@ def check_images(
     "Return `x`; raise `ValueError` unless it is a finite batch of images whose sizes fit."
     if isinstance(x, Tensor):
         if x.ndim != 4 or x.shape[1] != channels:
-            raise ValueError(f"x must be images of shape (B, {channels}, H, W), got {tuple(x.shape)}")
+            raise ValueError(f"x must be images of shape (B, {channels}, H, W), got "
+                             f"{tuple(x.shape)}")
         if x.shape[2] % multiple or x.shape[3] % multiple:
             raise ValueError(f"x must have a height and width that are multiples of {multiple}, "
                              f"got {x.shape[2]} x {x.shape[3]}")

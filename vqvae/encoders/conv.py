@@ -15,7 +15,10 @@ from .base import BaseEncoder, check_images
 def prime_factors(
     n: int,  # at least 1
 ) -> list[int]:  # primes in rising order whose product is `n`; empty for 1
-    "Decompose an integer into primes; raises `ValueError` below 1 and `TypeError` for other numbers."
+    """Decompose an integer into primes.
+
+    Raises `ValueError` below 1 and `TypeError` for other numbers.
+    """
     if not isinstance(n, int): raise TypeError(f"the factor must be an integer, got {n}")
     check_positive(n, "the factor")
     factors, p = [], 2
@@ -35,8 +38,8 @@ class ResidualBlock(nn.Module):
         channels: int,  # of input and output
     ) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, channels, 1))
+        self.body = nn.Sequential(nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(),
+                                  nn.Conv2d(channels, channels, 1))
 
     def forward(
         self,
@@ -47,7 +50,8 @@ class ResidualBlock(nn.Module):
 
 # %% ../../nbs/encoders/03_conv.ipynb #cell-012
 class ConvEncoder(BaseEncoder):
-    "Strided convolutions and residual blocks: `(B, in_channels, H, W) -> (B, H/downsample, W/downsample, dim)`."
+    """Strided convolutions and residual blocks: `(B, in_channels, H, W) -> (B, H/downsample,
+    W/downsample, dim)`."""
 
     def __init__(
         self,
@@ -63,11 +67,13 @@ class ConvEncoder(BaseEncoder):
         super().__init__(dim, (in_channels, downsample, downsample))
         self.in_channels, self.downsample = in_channels, downsample
         check_positive(hidden, "hidden")
-        if residual_blocks < 0: raise ValueError(f"residual_blocks must not be negative, got {residual_blocks}")
+        if residual_blocks < 0:
+            raise ValueError(f"residual_blocks must not be negative, got {residual_blocks}")
         widths = [in_channels] + [hidden] * len(primes)
         with seeded(seed):
             layers = []
-            for width, p in zip(widths, primes): layers += [nn.Conv2d(width, hidden, p + 2, p, padding=1), nn.ReLU()]
+            for width, p in zip(widths, primes):
+                layers += [nn.Conv2d(width, hidden, p + 2, p, padding=1), nn.ReLU()]
             layers.append(nn.Conv2d(widths[-1], hidden, 3, padding=1))
             layers += [ResidualBlock(hidden) for _ in range(residual_blocks)]
             self.layers = nn.Sequential(*layers, nn.ReLU(), nn.Conv2d(hidden, dim, 1))
@@ -76,6 +82,9 @@ class ConvEncoder(BaseEncoder):
         self,
         x: Tensor,  # images, (B, in_channels, H, W)
     ) -> Tensor:  # latents, (B, H/downsample, W/downsample, dim)
-        "Encode a batch; raises `ValueError` for other channels or sizes that `downsample` does not divide."
+        """Encode a batch.
+
+        Raises `ValueError` for other channels or sizes that `downsample` does not divide.
+        """
         check_images(x, self.in_channels, self.downsample)
         return self.layers(x).permute(0, 2, 3, 1).contiguous()

@@ -20,16 +20,21 @@ def pca_parameters(
     U_k: Tensor,  # basis, (d, k), orthonormal columns
     mean: Tensor | None = None,  # d values in any shape; None: the data are centred
 ) -> tuple[nn.Parameter, nn.Parameter | None]:  # copies of both, (d, k) and (d,)
-    "Check a basis and its mean and copy them into parameters; raises `ValueError` unless the basis is orthonormal."
+    """Check a basis and its mean and copy them into parameters.
+
+    Raises `ValueError` unless the basis is orthonormal.
+    """
     check_finite(U_k, "U_k")
     if U_k.ndim != 2: raise ValueError(f"U_k must have shape (d, k), got {tuple(U_k.shape)}")
     d, k = U_k.shape
-    error = (U_k.detach().double().T @ U_k.detach().double() - torch.eye(k, device=U_k.device)).abs().max().item()
+    error = (U_k.detach().double().T @ U_k.detach().double()
+             - torch.eye(k, device=U_k.device)).abs().max().item()
     if error > 1e-4:
-        raise ValueError(f"U_k of shape ({d}, {k}) must have orthonormal columns: the largest entry of "
-                         f"|U_k^T U_k - I| must stay below 1e-4, got {error:.3g}")
+        raise ValueError(f"U_k of shape ({d}, {k}) must have orthonormal columns: the largest "
+                         f"entry of |U_k^T U_k - I| must stay below 1e-4, got {error:.3g}")
     if mean is not None and check_finite(mean, "mean").numel() != d:
-        raise ValueError(f"mean must have {d} values like the rows of U_k, got shape {tuple(mean.shape)}")
+        raise ValueError(f"mean must have {d} values like the rows of U_k, got shape "
+                         f"{tuple(mean.shape)}")
     basis = U_k.detach().to(torch.get_default_dtype(), copy=True)
     if mean is None: return nn.Parameter(basis), None
     return nn.Parameter(basis), nn.Parameter(mean.detach().flatten().to(basis, copy=True))
@@ -43,7 +48,8 @@ class PCAEncoder(BaseEncoder):
         U_k: Tensor,  # basis, (d, k), orthonormal columns
         mean: Tensor | None = None,  # d values; None: the data are centred
         trainable: bool = False,  # whether training may change basis and mean
-        sample_shape: int | tuple[int, ...] | None = None,  # shape of one sample; None: any with d values
+        # shape of one sample; None: any with d values
+        sample_shape: int | tuple[int, ...] | None = None,
     ) -> None:
         basis, offset = pca_parameters(U_k, mean)
         shape = as_shape(basis.shape[0] if sample_shape is None else sample_shape)
@@ -70,8 +76,12 @@ class PCAEncoder(BaseEncoder):
         dim: int,  # k, number of components to keep
         trainable: bool = False,  # whether training may change basis and mean
     ) -> Self:  # an encoder for samples of this shape
-        "Find the basis on data, with scikit-learn's PCA; raises `ValueError` for fewer than `dim` samples."
-        return cls(*principal_components(data, dim), trainable=trainable, sample_shape=tuple(data.shape[1:]))
+        """Find the basis on data, with scikit-learn's PCA.
+
+        Raises `ValueError` for fewer than `dim` samples.
+        """
+        return cls(*principal_components(data, dim), trainable=trainable,
+                   sample_shape=tuple(data.shape[1:]))
 
 # %% ../../nbs/encoders/01_pca.ipynb #cell-013
 def principal_components(
@@ -81,7 +91,9 @@ def principal_components(
     "PCA of a batch of samples; raises `ValueError` unless `1 <= dim <= min(n, d)`."
     flat = check_finite(data, "data").detach().flatten(1).double().cpu()
     if not 1 <= dim <= min(flat.shape):
-        raise ValueError(f"dim must lie between 1 and {min(flat.shape)}, the smaller of {flat.shape[0]} samples and "
-                         f"{flat.shape[1]} values, got {dim}")
+        raise ValueError(f"dim must lie between 1 and {min(flat.shape)}, the smaller of "
+                         f"{flat.shape[0]} samples and {flat.shape[1]} values, got {dim}")
     found = PCA(n_components=dim, svd_solver="full").fit(flat.numpy())
-    return torch.from_numpy(found.components_.T.copy()).float(), torch.from_numpy(found.mean_).float()
+    return torch.from_numpy(found.components_.T.copy()).float(), torch.from_numpy(
+        found.mean_
+    ).float()

@@ -34,7 +34,8 @@ def unpatchify(
 
 # %% ../../nbs/encoders/04_transformer.ipynb #cell-011
 class TokenTransformer(nn.Module):
-    "Learned positions, pre-norm transformer layers and a final normalization over a grid of tokens."
+    """Learned positions, pre-norm transformer layers and a final normalization over a grid of
+    tokens."""
 
     def __init__(
         self,
@@ -44,12 +45,20 @@ class TokenTransformer(nn.Module):
         heads: int,  # attention heads, a divisor of `width`
     ) -> None:
         super().__init__()
-        for name, value in {"width": width, "depth": depth, "heads": heads}.items(): check_positive(value, name)
-        if width % heads: raise ValueError(f"width must be a multiple of heads, got width {width} and {heads} heads")
+        for name, value in {"width": width, "depth": depth, "heads": heads}.items():
+            check_positive(value, name)
+        if width % heads:
+            raise ValueError(f"width must be a multiple of heads, got width {width} and {heads} "
+                             "heads")
         self.positions = nn.Parameter(0.02 * torch.randn(grid[0] * grid[1], 1, width))
-        self.layers = nn.Sequential(*(
-            nn.TransformerEncoderLayer(width, heads, 4 * width, dropout=0.0, activation="gelu", norm_first=True)
-            for _ in range(depth)))
+        self.layers = nn.Sequential(
+            *(
+                nn.TransformerEncoderLayer(
+                    width, heads, 4 * width, dropout=0.0, activation="gelu", norm_first=True
+                )
+                for _ in range(depth)
+            )
+        )
         self.norm = nn.LayerNorm(width)
 
     def forward(
@@ -66,11 +75,13 @@ def patch_grid(
     patch_size: int,  # side of a patch in pixels
 ) -> tuple[tuple[int, int], tuple[int, int]]:  # (H, W) and (H/p, W/p)
     "Image size and token grid; raises `ValueError` when patches do not fill the image."
-    size = as_shape((image_size, image_size) if isinstance(image_size, int) else image_size, "image_size")
+    size = as_shape((image_size, image_size) if isinstance(image_size, int) else image_size,
+                    "image_size")
     if len(size) != 2: raise ValueError(f"image_size must be one or two integers, got {image_size}")
     check_positive(patch_size, "patch_size")
     if size[0] % patch_size or size[1] % patch_size:
-        raise ValueError(f"image_size must be a multiple of patch_size {patch_size}, got {size[0]} x {size[1]}")
+        raise ValueError(f"image_size must be a multiple of patch_size {patch_size}, got {size[0]} "
+                         f"x {size[1]}")
     return size, (size[0] // patch_size, size[1] // patch_size)
 
 # %% ../../nbs/encoders/04_transformer.ipynb #cell-016
@@ -91,7 +102,12 @@ class TransformerEncoder(BaseEncoder):
         size, grid = patch_grid(image_size, patch_size)
         check_positive(in_channels, "in_channels")
         super().__init__(dim, (in_channels, *size))
-        self.in_channels, self.image_size, self.patch_size, self.grid = in_channels, size, patch_size, grid
+        self.in_channels, self.image_size, self.patch_size, self.grid = (
+            in_channels,
+            size,
+            patch_size,
+            grid,
+        )
         with seeded(seed):
             self.embed = nn.Linear(in_channels * patch_size**2, width)
             self.transformer = TokenTransformer(grid, width, depth, heads)
@@ -104,6 +120,6 @@ class TransformerEncoder(BaseEncoder):
         "Encode a batch; raises `ValueError` for other channels or another image size."
         check_images(x, self.in_channels)
         if x.shape[2:] != self.image_size:
-            raise ValueError(f"x must hold images of {self.image_size[0]} x {self.image_size[1]} pixels, "
-                             f"got {x.shape[2]} x {x.shape[3]}")
+            raise ValueError(f"x must hold images of {self.image_size[0]} x {self.image_size[1]} "
+                             f"pixels, got {x.shape[2]} x {x.shape[3]}")
         return self.project(self.transformer(self.embed(patchify(x, self.patch_size))))

@@ -8,12 +8,18 @@ __all__ = ['CodebookMetrics', 'LIMIT', 'MetricsTracker', 'PALETTE', 'entropy_bit
            'use_style']
 
 # %% ../../nbs/evaluation/index.ipynb #cell-002
-from .figures import (plot_code_usage, plot_codebook, plot_rate_distortion, plot_reconstructions,
-                                      plot_training)
+from vqvae.evaluation.figures import (
+    plot_code_usage,
+    plot_codebook,
+    plot_rate_distortion,
+    plot_reconstructions,
+    plot_training,
+)
 from .metrics import CodebookMetrics, entropy_bits, mse, perplexity, psnr
 from .style import LIMIT, PALETTE, show_table, use_style
 from .tracking import MetricsTracker
 
 # %% ../../nbs/evaluation/index.ipynb #cell-003
-_all_ = ["CodebookMetrics", "LIMIT", "MetricsTracker", "PALETTE", "entropy_bits", "mse", "perplexity", "plot_code_usage",
-         "plot_codebook", "plot_rate_distortion", "plot_reconstructions", "plot_training", "psnr", "show_table", "use_style"]
+_all_ = ["CodebookMetrics", "LIMIT", "MetricsTracker", "PALETTE", "entropy_bits", "mse",
+         "perplexity", "plot_code_usage", "plot_codebook", "plot_rate_distortion",
+         "plot_reconstructions", "plot_training", "psnr", "show_table", "use_style"]

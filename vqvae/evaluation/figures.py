@@ -32,9 +32,12 @@ def _axes(ax: Axes | None) -> Axes:
 
 def _check_columns(frame: Any, columns: Sequence[str], name: str) -> pd.DataFrame:
     "`frame`; raises unless it is a DataFrame that has these columns."
-    if not isinstance(frame, pd.DataFrame): raise TypeError(f"{name} must be a pandas.DataFrame, got {type(frame).__name__}")
+    if not isinstance(frame, pd.DataFrame):
+        raise TypeError(f"{name} must be a pandas.DataFrame, got {type(frame).__name__}")
     missing = [column for column in columns if column not in frame.columns]
-    if missing: raise ValueError(f"{name} must have the columns {list(columns)}, {missing} missing from {list(frame.columns)}")
+    if missing:
+        raise ValueError(f"{name} must have the columns {list(columns)}, {missing} missing from "
+                         f"{list(frame.columns)}")
     return frame
 
 # %% ../../nbs/evaluation/03_figures.ipynb #cell-007
@@ -45,47 +48,63 @@ def plot_training(
 ) -> Axes:  # with one line per metric (colour) and split (dashes)
     "Curves over training steps. Raises `ValueError` for a metric that was not logged."
     frame = history.frame if isinstance(history, MetricsTracker) else history
-    frame = _check_columns(frame, ["step", "split", "metric", "value"], "history").sort_values("step", kind="stable")
-    names = [metrics] if isinstance(metrics, str) else list(frame["metric"].unique() if metrics is None else metrics)
+    frame = _check_columns(frame, ["step", "split", "metric", "value"],
+                           "history").sort_values("step", kind="stable")
+    names = [metrics] if isinstance(metrics,
+                                    str) else list(frame["metric"].unique() if metrics is None
+                                                   else metrics)
     for name in names:
-        if name not in set(frame["metric"]): raise ValueError(f"no metric {name!r} in {sorted(set(frame['metric']))}")
+        if name not in set(frame["metric"]):
+            raise ValueError(f"no metric {name!r} in {sorted(set(frame['metric']))}")
     if not names: raise ValueError("history is empty: log something first")
     ax, splits = _axes(ax), list(frame["split"].unique())
     frame = frame[frame["metric"].isin(names)]
     for (name, split), rows in frame.groupby(["metric", "split"], sort=False):
-        _curve(ax, rows, name if len(names) > 1 else "", split, names.index(name), splits.index(split))
+        _curve(ax, rows, name if len(names) > 1 else "", split, names.index(name),
+               splits.index(split))
     values = frame["value"][np.isfinite(frame["value"])]
     if len(values) and values.min() > 0 and values.max() > 10 * values.min(): ax.set_yscale("log")
-    ends = [f"{split} {rows['value'].iloc[-1]:.3g}" for split, rows in frame.groupby("split", sort=False)]
+    ends = [f"{split} {rows['value'].iloc[-1]:.3g}"
+            for split, rows in frame.groupby("split", sort=False)]
     ax.set(xlabel="training step", ylabel=names[0] if len(names) == 1 else "value",
-           title=f"{names[0]} at the end: {', '.join(ends)}" if len(names) == 1 else ", ".join(names))
+           title=f"{names[0]} at the end: {', '.join(ends)}" if len(names) == 1
+           else ", ".join(names))
     ax.legend()
     return ax
 
 
 def _curve(ax: Axes, rows: pd.DataFrame, name: str, split: str, metric: int, dash: int) -> None:
-    "One metric of one split; `metric` and `dash` are their numbers. A single metric colours by split."
+    """One metric of one split; `metric` and `dash` are their numbers.
+
+    A single metric colours by split.
+    """
     color = PALETTE[(metric if name else dash) % len(PALETTE)]
     style = ("-", "--", ":", "-.")[dash % 4] if name else "-"
     value = rows["value"].where(np.isfinite(rows["value"]))
     marker = "o" if value.count() <= 20 else None
-    ax.plot(rows["step"], value, style, color=color, marker=marker, ms=4, label=f"{name} {split}".strip())
+    ax.plot(rows["step"], value, style, color=color, marker=marker, ms=4,
+            label=f"{name} {split}".strip())
 
 # %% ../../nbs/evaluation/03_figures.ipynb #cell-011
 def plot_code_usage(
-    counts: CodebookMetrics | Tensor | Sequence[int],  # how often each code was chosen, (codebook_size,)
+    # how often each code was chosen, (codebook_size,)
+    counts: CodebookMetrics | Tensor | Sequence[int],
     ax: Axes | None = None,  # where to draw; new axes when None
 ) -> Axes:  # with codes ranked by use
     "Ranked use of a codebook. Raises `ValueError` when nothing was counted."
-    counts = torch.as_tensor(counts.counts if isinstance(counts, CodebookMetrics) else counts).detach().cpu().double()
-    if counts.ndim != 1: raise ValueError(f"counts must have shape (codebook_size,), got {tuple(counts.shape)}")
+    counts = torch.as_tensor(counts.counts if isinstance(counts, CodebookMetrics)
+                             else counts).detach().cpu().double()
+    if counts.ndim != 1:
+        raise ValueError(f"counts must have shape (codebook_size,), got {tuple(counts.shape)}")
     effective = perplexity(counts)
     n, used = len(counts), int((counts > 0).sum())
     share = (counts / counts.sum()).sort(descending=True).values.numpy()
     ax = _axes(ax)
     ax.stairs(share, np.arange(n + 1) + 0.5, fill=True, color=PALETTE[0])
     ax.axhline(1 / n, color=LIMIT, ls="--", label=f"uniform use, 1/{n}")
-    if used < n: ax.axvspan(used + 0.5, n + 0.5, color=PALETTE[1], alpha=0.18, lw=0, label=f"dead codes: {n - used}")
+    if used < n:
+        ax.axvspan(used + 0.5, n + 0.5, color=PALETTE[1], alpha=0.18, lw=0,
+                   label=f"dead codes: {n - used}")
     ax.set(xlabel="code, ranked by use", ylabel="share of samples", xlim=(0.5, n + 0.5),
            title=f"{used} of {n} codes used, perplexity {effective:.1f}")
     ax.margins(y=0.3)  # room for the legend above the bars
@@ -94,30 +113,40 @@ def plot_code_usage(
 
 # %% ../../nbs/evaluation/03_figures.ipynb #cell-014
 def _plane(points: Tensor) -> tuple[Tensor, Tensor, float]:
-    "Mean (dim,), first two principal directions (dim, 2) of (N, dim) points, and the share of variance that they hold."
+    """Mean (dim,), first two principal directions (dim, 2) of (N, dim) points, and the share of
+    variance that they hold."""
     mean = points.mean(0)
     values, vectors = torch.linalg.eigh((points - mean).T @ (points - mean))
     basis = vectors[:, [-1, -2]]
-    basis = basis * torch.where(basis.gather(0, basis.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0)  # signs are arbitrary
+    # signs are arbitrary
+    basis = basis * torch.where(basis.gather(0, basis.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0)
     return mean, basis, (values[-2:].sum() / values.sum()).item() if values.sum() > 0 else 1.0
 
 
-def _owners(codes: np.ndarray, height: np.ndarray, limits: Sequence[float], pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest code of each pixel between `limits` (x0, x1, y0, y1), and the distance to its cell's boundary in pixels.
+def _owners(codes: np.ndarray, height: np.ndarray, limits: Sequence[float],
+            pixels: int) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest code of each pixel between `limits` (x0, x1, y0, y1), and the distance to its
+    cell's boundary in pixels.
 
     `codes` (n, 2) in the plane, `height` (n,) above it; both results (pixels, pixels)."""
     at = (np.arange(pixels) + 0.5) / pixels
-    x, y = np.meshgrid(limits[0] + at * (limits[1] - limits[0]), limits[2] + at * (limits[3] - limits[2]))
+    x, y = np.meshgrid(limits[0] + at * (limits[1] - limits[0]),
+                       limits[2] + at * (limits[3] - limits[2]))
     grid = np.column_stack([x.ravel(), y.ravel(), np.zeros(x.size)])
     distance, index = KDTree(np.column_stack([codes, height])).query(grid, k=min(4, len(codes)))
     if len(codes) == 1: return index.reshape(x.shape), np.full(x.shape, np.inf)
     apart = np.linalg.norm(codes[index[:, 1:]] - codes[index[:, :1]], axis=2)
-    with np.errstate(divide="ignore", invalid="ignore"): edge = (distance[:, 1:] ** 2 - distance[:, :1] ** 2) / (2 * apart)
-    edge[apart <= 1e-9 * (limits[1] - limits[0])] = np.inf  # two codes in one place have no boundary
-    return index[:, 0].reshape(x.shape), (edge.min(1) * pixels / (limits[1] - limits[0])).reshape(x.shape)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        edge = (distance[:, 1:] ** 2 - distance[:, :1] ** 2) / (2 * apart)
+    # two codes in one place have no boundary
+    edge[apart <= 1e-9 * (limits[1] - limits[0])] = np.inf
+    return index[:,
+                 0].reshape(x.shape), (edge.min(1) * pixels
+                                       / (limits[1] - limits[0])).reshape(x.shape)
 
 
-def _cells(codes: np.ndarray, height: np.ndarray, limits: Sequence[float], pixels: int = 400) -> np.ndarray:
+def _cells(codes: np.ndarray, height: np.ndarray, limits: Sequence[float],
+           pixels: int = 400) -> np.ndarray:
     "RGB picture (pixels, pixels, 3) of the cells: pale tints with grey lines between."
     owner, edge = _owners(codes, height, limits, pixels)
     tints = 1 - 0.22 * (1 - np.array([to_rgb(color) for color in PALETTE[:7]]))
@@ -128,37 +157,53 @@ def _cells(codes: np.ndarray, height: np.ndarray, limits: Sequence[float], pixel
 def plot_codebook(
     codebook: Tensor,  # codes, (codebook_size, dim), dim ≥ 2
     data: Tensor | None = None,  # latents to draw behind the codes, (..., dim); the first 2000
-    counts: Tensor | None = None,  # how often each code was chosen, (codebook_size,): those never chosen are crossed out
+    # how often each code was chosen, (codebook_size,): those never chosen are crossed out
+    counts: Tensor | None = None,
     ax: Axes | None = None,  # where to draw; new axes when None
 ) -> Axes:  # with cells, data and codes
-    "Codes and their Voronoi cells in the plane; for dim > 2 as the principal plane of the data, or of the codebook, cuts them."
+    """Codes and their Voronoi cells in the plane; for dim > 2 as the principal plane of the data,
+    or of the codebook, cuts them."""
     check_finite(codebook, "codebook")
     if codebook.ndim != 2 or codebook.shape[1] < 2:
-        raise ValueError(f"codebook must have shape (codebook_size, dim) with dim at least 2, got {tuple(codebook.shape)}")
+        raise ValueError("codebook must have shape (codebook_size, dim) with dim at least 2, got "
+                         f"{tuple(codebook.shape)}")
     codes = codebook.detach().cpu().double()
     n, dim = codes.shape
-    if data is not None: data = check_last_dim(data, dim, "data").detach().reshape(-1, dim).cpu().double()
-    if counts is not None and tuple(counts.shape) != (n,): raise ValueError(f"counts must have shape ({n},), got {tuple(counts.shape)}")
+    if data is not None:
+        data = check_last_dim(data, dim, "data").detach().reshape(-1, dim).cpu().double()
+    if counts is not None and tuple(counts.shape) != (n,):
+        raise ValueError(f"counts must have shape ({n},), got {tuple(counts.shape)}")
     source = "codebook" if data is None else "data"
-    mean, basis, share = _plane(codes if data is None else data) if dim > 2 else (torch.zeros(2), torch.eye(2), 1.0)
+    mean, basis, share = (
+        _plane(codes if data is None else data) if dim > 2 else (torch.zeros(2), torch.eye(2), 1.0)
+    )
     flat = (codes - mean) @ basis.double()
     height = ((codes - mean).square().sum(1) - flat.square().sum(1)).clamp(min=0).sqrt()
     shadow = flat[:0] if data is None else (data - mean) @ basis.double()
     ax = _axes(ax)
-    _draw_plane(ax, flat.numpy(), height.numpy(), shadow[:2000].numpy(), None if counts is None else counts.cpu().numpy() == 0)
-    if dim == 2: ax.set(xlabel="first coordinate", ylabel="second coordinate", title=f"{n} codes and their cells")
-    else: ax.set(xlabel=f"first principal component of the {source}", ylabel=f"second principal component of the {source}",
-                 title=f"{n} codes of dimension {dim}: cells cut by the\n{source}'s principal plane ({share:.0%} of variance)")
+    _draw_plane(ax, flat.numpy(), height.numpy(), shadow[:2000].numpy(),
+                None if counts is None else counts.cpu().numpy() == 0)
+    if dim == 2:
+        ax.set(xlabel="first coordinate", ylabel="second coordinate",
+               title=f"{n} codes and their cells")
+    else:
+        ax.set(
+            xlabel=f"first principal component of the {source}",
+            ylabel=f"second principal component of the {source}",
+            title=f"{n} codes of dimension {dim}: cells cut by the\n{source}'s principal plane ({share:.0%} of variance)",
+        )
     return ax
 
 
-def _draw_plane(ax: Axes, codes: np.ndarray, height: np.ndarray, data: np.ndarray, dead: np.ndarray | None) -> None:
+def _draw_plane(ax: Axes, codes: np.ndarray, height: np.ndarray, data: np.ndarray,
+                dead: np.ndarray | None) -> None:
     "Cells, then data, then codes, in a square that holds them all."
     everything = np.concatenate([codes, data])
     centre = (everything.max(0) + everything.min(0)) / 2
     half = 0.54 * (everything.max(0) - everything.min(0)).max() or 1.0
     limits = (centre[0] - half, centre[0] + half, centre[1] - half, centre[1] + half)
-    ax.imshow(_cells(codes, height, limits), extent=limits, origin="lower", interpolation="bilinear", aspect="equal")
+    ax.imshow(_cells(codes, height, limits), extent=limits, origin="lower",
+              interpolation="bilinear", aspect="equal")
     ax.plot(*data.T, ".", ms=2, color=LIMIT, alpha=0.5, rasterized=True)
     dead = np.zeros(len(codes), bool) if dead is None else dead
     size = 5 if len(codes) <= 300 else 2
@@ -174,9 +219,13 @@ def plot_reconstructions(
     n: int = 8,  # how many to draw, the first ones
     ax: Axes | None = None,  # where to draw; new axes when None
 ) -> Figure:  # the figure that holds the axes
-    "Originals above their reconstructions; the title has the error of all B images. Raises `ValueError` for other shapes."
+    """Originals above their reconstructions; the title has the error of all B images.
+
+    Raises `ValueError` for other shapes.
+    """
     error, decibels = mse(x, x_recon), psnr(x, x_recon)
-    if x.ndim != 4 or x.shape[1] not in (1, 3): raise ValueError(f"x must have shape (B, 1 or 3, H, W), got {tuple(x.shape)}")
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise ValueError(f"x must have shape (B, 1 or 3, H, W), got {tuple(x.shape)}")
     if n < 1: raise ValueError(f"n must be at least 1, got {n}")
     rows = [_row(images[:n]) for images in (x, x_recon)]
     gap = np.ones((max(1, x.shape[2] // 16), rows[0].shape[1], 3))
@@ -185,7 +234,8 @@ def plot_reconstructions(
     if ax is None: ax = plt.subplots(figsize=(7.6, min(8.0, 6.4 * height / width + 0.5)))[1]
     ax.imshow(picture, interpolation="nearest")
     middle = (x.shape[2] - 1) / 2
-    ax.set(xticks=[], yticks=[middle, height - 1 - middle], yticklabels=["original", "reconstruction"],
+    ax.set(xticks=[], yticks=[middle, height - 1 - middle],
+           yticklabels=["original", "reconstruction"],
            title=f"PSNR {decibels:.1f} dB, squared error {error:.3g} per value, {len(x)} images")
     ax.grid(False)
     ax.tick_params(length=0)
@@ -203,23 +253,28 @@ def _row(images: Tensor) -> np.ndarray:
 # %% ../../nbs/evaluation/03_figures.ipynb #cell-026
 def plot_rate_distortion(
     points: pd.DataFrame,  # columns method, rate, distortion and, for intervals, low and high
-    limits: Mapping[str, tuple[Any, Any]] | None = None,  # name -> (rates ascending, distortions) of a theoretical line
+    # name -> (rates ascending, distortions) of a theoretical line
+    limits: Mapping[str, tuple[Any, Any]] | None = None,
     ax: Axes | None = None,  # where to draw; new axes when None
 ) -> Axes:  # with distortion on a logarithmic axis
     "Measured distortions over their rates, with intervals, above theoretical limits."
     interval = [name for name in ("low", "high") if name in getattr(points, "columns", ())]
-    _check_columns(points, ["method", "rate", "distortion"] + (["low", "high"] if interval else []), "points")
+    _check_columns(points, ["method", "rate", "distortion"] + (["low", "high"] if interval else []),
+                   "points")
     if len(points) == 0: raise ValueError("points is empty: give at least one row")
     ax, limits = _axes(ax), {} if limits is None else limits
     for (name, (rates, values)), dash in zip(limits.items(), _dashes()):
-        ax.plot(np.asarray(rates, float), np.asarray(values, float), color=LIMIT, ls=dash, label=name, zorder=1)
+        ax.plot(np.asarray(rates, float), np.asarray(values, float), color=LIMIT, ls=dash,
+                label=name, zorder=1)
     for i, (method, rows) in enumerate(points.groupby("method", sort=False)):
         rows = rows.sort_values("rate", kind="stable")
-        error = np.abs(rows[["low", "high"]].to_numpy(float).T - rows["distortion"].to_numpy(float)) if interval else None
-        ax.errorbar(rows["rate"], rows["distortion"], error, fmt="osD^vPX*"[i % 8] + "-", ms=5, lw=1.2, capsize=3,
-                    color=PALETTE[i % 8], label=method)
+        error = np.abs(rows[["low", "high"]].to_numpy(float).T
+                       - rows["distortion"].to_numpy(float)) if interval else None
+        ax.errorbar(rows["rate"], rows["distortion"], error, fmt="osD^vPX*"[i % 8] + "-", ms=5,
+                    lw=1.2, capsize=3, color=PALETTE[i % 8], label=method)
     ax.set_yscale("log")
-    ax.set(xlabel="rate (bits per dimension)", ylabel="squared error per dimension", title=_closest(points, limits))
+    ax.set(xlabel="rate (bits per dimension)", ylabel="squared error per dimension",
+           title=_closest(points, limits))
     ax.legend()
     return ax
 
@@ -230,11 +285,13 @@ def _dashes():
 
 
 def _closest(points: pd.DataFrame, limits: Mapping[str, tuple[Any, Any]]) -> str:
-    "A sentence on the point that comes closest to the first limit, in factors of distortion at equal rate."
+    """A sentence on the point that comes closest to the first limit, in factors of distortion at
+    equal rate."""
     for name, (rates, values) in limits.items():
         rates, values = np.asarray(rates, float), np.asarray(values, float)
         inside = points[points["rate"].between(rates.min(), rates.max())]
         if len(inside) == 0 or not (values > 0).all(): break
         ratio = inside["distortion"] / np.exp(np.interp(inside["rate"], rates, np.log(values)))
-        if ratio.notna().any(): return f"Closest to {name}: {inside['method'][ratio.idxmin()]}, {ratio.min():.2f} times its distortion"
+        if ratio.notna().any():
+            return f"Closest to {name}: {inside['method'][ratio.idxmin()]}, {ratio.min():.2f} times its distortion"
     return "Distortion over rate"

@@ -23,9 +23,11 @@ def entropy_bits(
     Raises `ValueError` for counts that are empty, negative, not finite or all zero."""
     counts = torch.as_tensor(counts).detach().cpu().double()
     check_finite(counts, "counts")
-    if (counts < 0).any(): raise ValueError(f"counts must not be negative, got {counts.min().item():g}")
+    if (counts < 0).any():
+        raise ValueError(f"counts must not be negative, got {counts.min().item():g}")
     total = counts.sum()
-    if total == 0: raise ValueError(f"counts must hold at least one sample, got {counts.numel()} zeros")
+    if total == 0:
+        raise ValueError(f"counts must hold at least one sample, got {counts.numel()} zeros")
     p = counts[counts > 0] / total
     return abs((p * torch.log2(p)).sum().item())
 
@@ -33,7 +35,10 @@ def entropy_bits(
 def perplexity(
     counts: Tensor | list,  # how often each code was chosen, or its probability, any shape
 ) -> float:  # between 1 and the number of codes
-    "Two to the power of `entropy_bits`: how many codes, used equally, would carry as much. Raises like `entropy_bits`."
+    """Two to the power of `entropy_bits`: how many codes, used equally, would carry as much.
+
+    Raises like `entropy_bits`.
+    """
     return 2.0 ** entropy_bits(counts)
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #cell-012
@@ -41,7 +46,8 @@ def _pair(a: Tensor, b: Tensor, names: tuple[str, str]) -> tuple[Tensor, Tensor]
     "Both tensors as float64, refused unless finite and of one shape."
     for x, name in zip((a, b), names): check_finite(x, name)
     if a.shape != b.shape:
-        raise ValueError(f"{names[1]} must have the shape of {names[0]}, {tuple(a.shape)}, got {tuple(b.shape)}")
+        raise ValueError(f"{names[1]} must have the shape of {names[0]}, {tuple(a.shape)}, got "
+                         f"{tuple(b.shape)}")
     return _double(a), _double(b)
 
 
@@ -91,7 +97,8 @@ def _combine(a: _State, b: _State) -> _State:
     counts = a.counts + b.counts
     if a.vectors == 0 or b.vectors == 0: return (a if b.vectors == 0 else b)._replace(counts=counts)
     if a.mean.shape != b.mean.shape:
-        raise ValueError(f"z must have {len(a.mean)} values on its last axis as before, got {len(b.mean)}")
+        raise ValueError(f"z must have {len(a.mean)} values on its last axis as before, got "
+                         f"{len(b.mean)}")
     vectors, delta = a.vectors + b.vectors, b.mean - a.mean
     mean = a.mean + delta * (b.vectors / vectors)
     between = a.vectors.double() * b.vectors / vectors * delta.square().sum()
@@ -100,25 +107,30 @@ def _combine(a: _State, b: _State) -> _State:
 # %% ../../nbs/evaluation/01_metrics.ipynb #cell-017
 def _count(indices: Tensor, codebook_size: int) -> Tensor:
     "How often each code occurs, int64 on the CPU; raises unless `indices` are integers in range."
-    if not isinstance(indices, Tensor): raise TypeError(f"indices must be a torch.Tensor, got {type(indices).__name__}")
+    if not isinstance(indices, Tensor):
+        raise TypeError(f"indices must be a torch.Tensor, got {type(indices).__name__}")
     if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
         raise TypeError(f"indices must be integers (int64), got {indices.dtype}")
-    if indices.numel() == 0: raise ValueError(f"indices is empty: its shape is {tuple(indices.shape)}")
+    if indices.numel() == 0:
+        raise ValueError(f"indices is empty: its shape is {tuple(indices.shape)}")
     flat = indices.detach().reshape(-1).long()
     low, high = torch.stack(torch.aminmax(flat)).tolist()
     if low < 0 or high >= codebook_size:
-        raise ValueError(f"indices must lie in 0..{codebook_size - 1}, got {low if low < 0 else high}")
+        raise ValueError(f"indices must lie in 0..{codebook_size - 1}, got "
+                         f"{low if low < 0 else high}")
     return torch.bincount(flat, minlength=codebook_size).cpu()
 
 
 def _measure(indices: Tensor, z: Tensor | None, z_q: Tensor | None, codebook_size: int) -> _State:
     "The state after this batch alone."
     state = _nothing(codebook_size)._replace(counts=_count(indices, codebook_size))
-    if (z is None) != (z_q is None): raise ValueError(f"z and z_q go together, got only {'z_q' if z is None else 'z'}")
+    if (z is None) != (z_q is None):
+        raise ValueError(f"z and z_q go together, got only {'z_q' if z is None else 'z'}")
     if z is None: return state
     a, b = _pair(z, z_q, ("z", "z_q"))
     if a.shape[:-1] != indices.shape or a.ndim == 0:
-        raise ValueError(f"z must have one vector per index, shape {(*indices.shape, 'dim')}, got {tuple(z.shape)}")
+        raise ValueError(f"z must have one vector per index, shape {(*indices.shape, 'dim')}, got "
+                         f"{tuple(z.shape)}")
     a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, a.shape[-1])
     mean = a.mean(0)
     scatter, error = (a - mean).square().sum(), (a - b).square().sum()
@@ -126,12 +138,14 @@ def _measure(indices: Tensor, z: Tensor | None, z_q: Tensor | None, codebook_siz
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #cell-019
 class CodebookMetrics:
-    "Use and distortion of a codebook, accumulated over a dataset: the same however it is cut into batches."
+    """Use and distortion of a codebook, accumulated over a dataset: the same however it is cut into
+    batches."""
     def __init__(
         self,
         codebook_size: int,  # n, number of distinct codes
     ):
-        if not isinstance(codebook_size, int): raise TypeError(f"codebook_size must be an int, got {type(codebook_size).__name__}")
+        if not isinstance(codebook_size, int):
+            raise TypeError(f"codebook_size must be an int, got {type(codebook_size).__name__}")
         self.codebook_size = check_positive(codebook_size, "codebook_size")
         self.reset()
 
@@ -150,9 +164,11 @@ class CodebookMetrics:
         z: Tensor | None = None,  # latents, (B, *grid, dim)
         z_q: Tensor | None = None,  # their codewords, (B, *grid, dim)
     ) -> Self:
-        """Add a batch. `z` and `z_q` are given together or not at all; without them only the use is counted.
+        """Add a batch. `z` and `z_q` are given together or not at all; without them only
+        the use is counted.
 
-        Raises `TypeError` or `ValueError` for indices of a wrong dtype or range, other shapes or values that are not
+        Raises `TypeError` or `ValueError` for indices of a wrong dtype or range, other
+        shapes or values that are not
         finite; the state is then as it was."""
         self._state = _combine(self._state, _measure(indices, z, z_q, self.codebook_size))
         return self
@@ -162,24 +178,33 @@ class CodebookMetrics:
         other: "CodebookMetrics",  # of the same codebook size, for example from another process
     ) -> Self:
         "Add everything that `other` has seen; `other` stays as it is."
-        if not isinstance(other, CodebookMetrics): raise TypeError(f"other must be a CodebookMetrics, got {type(other).__name__}")
+        if not isinstance(other, CodebookMetrics):
+            raise TypeError(f"other must be a CodebookMetrics, got {type(other).__name__}")
         if other.codebook_size != self.codebook_size:
-            raise ValueError(f"other must have codebook_size {self.codebook_size}, got {other.codebook_size}")
+            raise ValueError(f"other must have codebook_size {self.codebook_size}, got "
+                             f"{other.codebook_size}")
         self._state = _combine(self._state, other._state)
         return self
 
     def compute(self) -> dict[str, float | int]:
-        """Everything at once: `usage` (share of codes ever chosen), `dead_codes`, `perplexity`, `entropy_bits`, `samples`,
+        """Everything at once: `usage` (share of codes ever chosen), `dead_codes`,
+        `perplexity`, `entropy_bits`, `samples`,
         `distortion` (squared error per dimension), `relative_distortion` (E‖z−z_q‖² / Var z).
 
-        The last two are NaN when no latents were given. Raises `ValueError` before the first sample."""
+        The last two are NaN when no latents were given. Raises `ValueError` before the
+        first sample."""
         counts, vectors, mean, scatter, error = self._state
         if counts.sum() == 0: raise ValueError("no samples to compute from: call update first")
         used, bits = int((counts > 0).sum()), entropy_bits(counts)
-        return {"usage": used / self.codebook_size, "dead_codes": self.codebook_size - used, "perplexity": 2.0 ** bits,
-                "entropy_bits": bits, "samples": int(counts.sum()),
-                "distortion": (error / (vectors * len(mean))).item() if vectors else math.nan,
-                "relative_distortion": (error / scatter).item()}  # 0/0 is NaN here, as it should be
+        return {
+            "usage": used / self.codebook_size,
+            "dead_codes": self.codebook_size - used,
+            "perplexity": 2.0**bits,
+            "entropy_bits": bits,
+            "samples": int(counts.sum()),
+            "distortion": (error / (vectors * len(mean))).item() if vectors else math.nan,
+            "relative_distortion": (error / scatter).item(),
+        }  # 0/0 is NaN here, as it should be
 
     def state_dict(self) -> dict[str, Tensor]:
         "What has been accumulated, as tensors: to save, or to gather from other processes."
@@ -187,7 +212,10 @@ class CodebookMetrics:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         "Continue from a `state_dict`."
-        if set(state) != set(_State._fields): raise ValueError(f"state must hold {_State._fields}, got {tuple(state)}")
+        if set(state) != set(_State._fields):
+            raise ValueError(f"state must hold {_State._fields}, got {tuple(state)}")
         if tuple(state["counts"].shape) != (self.codebook_size,):
-            raise ValueError(f"counts must have shape ({self.codebook_size},), got {tuple(state['counts'].shape)}")
-        self._state = _State(**{name: value.detach().cpu().clone() for name, value in state.items()})
+            raise ValueError(f"counts must have shape ({self.codebook_size},), got "
+                             f"{tuple(state['counts'].shape)}")
+        self._state = _State(**{name: value.detach().cpu().clone()
+                                for name, value in state.items()})

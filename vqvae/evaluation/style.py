@@ -19,22 +19,42 @@ LIMIT = "#6B6B6B"  # theoretical limits are drawn in this grey, dashed
 
 def use_style() -> None:
     "Set Matplotlib's defaults for this project, and SVG output in notebooks."
-    mpl.rcParams.update({
-        "figure.figsize": (6.4, 3.8), "figure.dpi": 110, "figure.constrained_layout.use": True,
-        "figure.facecolor": "white", "savefig.facecolor": "white", "svg.hashsalt": "vqvae", "svg.fonttype": "path",
-        "axes.prop_cycle": cycler(color=PALETTE), "axes.spines.top": False, "axes.spines.right": False,
-        "axes.grid": True, "grid.color": "#E4E4E4", "grid.linewidth": 0.8, "axes.axisbelow": True,
-        "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 10,
-        "legend.frameon": False, "legend.fontsize": 9, "lines.linewidth": 1.8, "font.size": 10,
-    })
-    if "IPython" not in sys.modules or sys.modules["IPython"].get_ipython() is None: return  # set_... would start a shell
+    mpl.rcParams.update(
+        {
+            "figure.figsize": (6.4, 3.8),
+            "figure.dpi": 110,
+            "figure.constrained_layout.use": True,
+            "figure.facecolor": "white",
+            "savefig.facecolor": "white",
+            "svg.hashsalt": "vqvae",
+            "svg.fonttype": "path",
+            "axes.prop_cycle": cycler(color=PALETTE),
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.color": "#E4E4E4",
+            "grid.linewidth": 0.8,
+            "axes.axisbelow": True,
+            "axes.titlesize": 11,
+            "axes.titleweight": "bold",
+            "axes.titlelocation": "left",
+            "axes.labelsize": 10,
+            "legend.frameon": False,
+            "legend.fontsize": 9,
+            "lines.linewidth": 1.8,
+            "font.size": 10,
+        }
+    )
+    if "IPython" not in sys.modules or sys.modules["IPython"].get_ipython() is None:
+        return  # set_... would start a shell
     try: from matplotlib_inline.backend_inline import set_matplotlib_formats
     except ImportError: return
     set_matplotlib_formats("svg", metadata={"Date": None})
 
 # %% ../../nbs/evaluation/00_style.ipynb #cell-007
 class Table:
-    "A data frame that displays as a Markdown table: numbers to the right, text to the left, missing values empty."
+    """A data frame that displays as a Markdown table: numbers to the right, text to the left,
+    missing values empty."""
     def __init__(self, frame: pd.DataFrame, digits: int): self.frame, self.digits = frame, digits
 
     def _cell(self, value) -> str:
@@ -44,8 +64,10 @@ class Table:
 
     def _repr_markdown_(self) -> str:
         head = [self._cell(name) for name in self.frame.columns]
-        rule = ["--:" if dtype.kind in "fiu" else ":--" for dtype in self.frame.infer_objects().dtypes]
-        rows = [[self._cell(value) for value in row] for row in self.frame.itertuples(index=False, name=None)]
+        rule = ["--:" if dtype.kind in "fiu" else ":--"
+                for dtype in self.frame.infer_objects().dtypes]
+        rows = [[self._cell(value) for value in row]
+                for row in self.frame.itertuples(index=False, name=None)]
         return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
 
     __repr__ = _repr_markdown_

@@ -46,11 +46,15 @@ class MetricsTracker:
 
         Raises `TypeError` or `ValueError` for anything else; nothing is recorded then."""
         try: step = operator.index(step)
-        except TypeError: raise TypeError(f"step must be an int, got {type(step).__name__} {step!r}") from None
+        except TypeError:
+            raise TypeError(f"step must be an int, got {type(step).__name__} {step!r}") from None
         if step < 0: raise ValueError(f"step must not be negative, got {step}")
-        if not isinstance(split, str) or not split: raise TypeError(f"split must be a name such as 'train', got {split!r}")
-        if not values: raise ValueError(f"nothing to log at step {step}: give at least one metric=value")
-        self._rows.update({(step, split, name): _scalar(value, name) for name, value in values.items()})
+        if not isinstance(split, str) or not split:
+            raise TypeError(f"split must be a name such as 'train', got {split!r}")
+        if not values:
+            raise ValueError(f"nothing to log at step {step}: give at least one metric=value")
+        self._rows.update({(step, split, name): _scalar(value, name)
+                           for name, value in values.items()})
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -63,7 +67,8 @@ class MetricsTracker:
         path: str | Path,  # CSV file; replaced in one step when it exists
     ) -> None:
         "Write all rows as CSV, without loss."
-        with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        with atomic_path(path) as temporary, open(temporary, "w", newline="",
+                                                  encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(COLUMNS)
             writer.writerows((*key, repr(value)) for key, value in self._rows.items())
@@ -73,19 +78,26 @@ class MetricsTracker:
         cls,
         path: str | Path,  # CSV file that `save` wrote
     ) -> Self:  # a tracker with the same rows
-        "Read rows back. Raises `ValueError` for other columns, or with the line of a row that is not one."
+        """Read rows back.
+
+        Raises `ValueError` for other columns, or with the line of a row that is not one.
+        """
         with open(path, newline="", encoding="utf-8") as file:
             reader = csv.reader(file)
             header = tuple(next(reader, ()))
-            if header != COLUMNS: raise ValueError(f"{path} must have the columns {','.join(COLUMNS)}, got {','.join(header)!r}")
+            if header != COLUMNS:
+                raise ValueError(f"{path} must have the columns {','.join(COLUMNS)}, got "
+                                 f"{','.join(header)!r}")
             tracker = cls()
             for row in reader: tracker._read(row, f"{path}, line {reader.line_num}")
         return tracker
 
     def _read(self, row: list[str], where: str) -> None:
         "Record one row of a file."
-        if len(row) != len(COLUMNS): raise ValueError(f"{where}: expected {len(COLUMNS)} values, got {len(row)}")
+        if len(row) != len(COLUMNS):
+            raise ValueError(f"{where}: expected {len(COLUMNS)} values, got {len(row)}")
         try: step, value = int(row[0]), float(row[3])
         except ValueError as error: raise ValueError(f"{where}: {error}") from None
-        if (step, row[1], row[2]) in self._rows: raise ValueError(f"{where}: {row[2]} of {row[1]} at step {step} stands twice")
+        if (step, row[1], row[2]) in self._rows:
+            raise ValueError(f"{where}: {row[2]} of {row[1]} at step {step} stands twice")
         self.log(step, row[1], **{row[2]: value})

@@ -18,5 +18,6 @@ from .live import LiveTraining
 from .waterfilling import WaterFillingExplorer
 
 # %% ../../nbs/explorers/index.ipynb #cell-003
-_all_ = ["Array", "CodebookExplorer", "CollapseExplorer", "Explorer", "FSQExplorer", "GradientExplorer", "GumbelExplorer", "LiveTraining", "Real",
-         "WaterFillingExplorer", "explorer_source", "load_recording", "plane_sources", "record_run"]
+_all_ = ["Array", "CodebookExplorer", "CollapseExplorer", "Explorer", "FSQExplorer",
+         "GradientExplorer", "GumbelExplorer", "LiveTraining", "Real", "WaterFillingExplorer",
+         "explorer_source", "load_recording", "plane_sources", "record_run"]

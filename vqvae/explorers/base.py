@@ -23,7 +23,8 @@ def explorer_source(
 ) -> str:  # one ES module
     "The JavaScript of an explorer, with what all of them share in front."
     folder = files("vqvae.explorers")
-    return "\n".join((folder / f"{part}.js").read_text(encoding="utf-8") for part in ("shared", name))
+    return "\n".join((folder / f"{part}.js").read_text(encoding="utf-8")
+                     for part in ("shared", name))
 
 # %% ../../nbs/explorers/00_base.ipynb #cell-008
 def finite_array(
@@ -31,10 +32,17 @@ def finite_array(
     axes: int,  # how many it must have
     name: str,  # how the message calls it
 ) -> np.ndarray:  # float64, a copy that cannot be written to
-    "Numbers from Python, NumPy or PyTorch as an array; raises `ValueError` when some are not finite, there are none, or in other axes."
-    try: array = np.array(value.detach().cpu().numpy() if isinstance(value, Tensor) else value, dtype=float)
-    except (TypeError, ValueError) as error: raise ValueError(f"{name} must be a finite numeric array: {error}") from None
-    if array.ndim != axes or array.size == 0: raise ValueError(f"{name} must have {axes} axes and not be empty, got shape {array.shape}")
+    """Numbers from Python, NumPy or PyTorch as an array.
+
+    Raises `ValueError` when some are not finite, there are none, or in other axes.
+    """
+    try:
+        array = np.array(value.detach().cpu().numpy() if isinstance(value, Tensor) else value,
+                         dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be a finite numeric array: {error}") from None
+    if array.ndim != axes or array.size == 0:
+        raise ValueError(f"{name} must have {axes} axes and not be empty, got shape {array.shape}")
     if not np.isfinite(array).all(): raise ValueError(f"{name} must not hold NaN or infinity")
     array.flags.writeable = False
     return array
@@ -45,10 +53,14 @@ class Array(traitlets.TraitType):
     def __init__(self, default: Any, axes: int, **kwargs: Any):
         self.axes = axes
         super().__init__(finite_array(default, axes, "the default"), **kwargs)
-        self.tag(sync=True, to_json=lambda value, _: np.round(value, 12).tolist(), from_json=lambda value, _: value)
+        self.tag(sync=True, to_json=lambda value, _: np.round(value, 12).tolist(),
+                 from_json=lambda value, _: value)
 
     def validate(self, obj: Any, value: Any) -> np.ndarray:
-        "The value as an array; raises `TraitError` when it is none, holds NaN or has another number of axes."
+        """The value as an array.
+
+        Raises `TraitError` when it is none, holds NaN or has another number of axes.
+        """
         try: return finite_array(value, self.axes, self.name)
         except ValueError as error: raise traitlets.TraitError(str(error)) from None
 
@@ -57,31 +69,44 @@ class Real(traitlets.Float):
     "A finite number in a range."
 
     def validate(self, obj: Any, value: Any) -> float:
-        "The value; raises `TraitError` when it is no number, out of range, or NaN, which lies in every range."
+        """The value.
+
+        Raises `TraitError` when it is no number, out of range, or NaN, which lies in every
+        range.
+        """
         value = super().validate(obj, value)
-        if not np.isfinite(value): raise traitlets.TraitError(f"{self.name} must be a finite number, got {value}")
+        if not np.isfinite(value):
+            raise traitlets.TraitError(f"{self.name} must be a finite number, got {value}")
         return value
 
 # %% ../../nbs/explorers/00_base.ipynb #cell-010
 class Explorer(anywidget.AnyWidget):
-    "Base of the explorers. Set the environment variable VQVAE_STATIC to have it displayed as it stands on a page."
+    """Base of the explorers.
+
+    Set the environment variable VQVAE_STATIC to have it displayed as it stands on a page.
+    """
     _css = (files("vqvae.explorers") / "explorer.css").read_text(encoding="utf-8")
 
     def state(self) -> dict[str, Any]:
         "The values that JavaScript sees, by name."
         common = set(anywidget.AnyWidget.class_trait_names())
-        return self.get_state([name for name in self.keys if name not in common and not name.startswith("_")])
+        return self.get_state([name for name in self.keys if name not in common
+                               and not name.startswith("_")])
 
     def page(self) -> str:
         "A raw HTML block for Markdown: this explorer in its present state, without a kernel."
         name, state = type(self).__name__.lower(), json.dumps(self.state(), ensure_ascii=False)
-        script = f'{self._esm}\nconst host = document.querySelector(\'[data-explorer="{name}"]:empty\');\n' \
-                 f"explorer.render({{ model: pageModel({state}), el: host }});"
+        script = (
+            f"{self._esm}\nconst host = document.querySelector('[data-explorer=\"{name}\"]:empty');\n"
+            f"explorer.render({{ model: pageModel({state}), el: host }});"
+        )
         script = script.replace("</", "<\\/")  # nothing in it may end the element that holds it
-        return "\n".join(["``````{=html}", f"<style>{self._css}</style>", f'<div data-explorer="{name}"></div>',
+        return "\n".join(["``````{=html}", f"<style>{self._css}</style>",
+                          f'<div data-explorer="{name}"></div>',
                           f'<script type="module">{script}</script>',
                           "<noscript>This figure needs JavaScript.</noscript>", "``````"])
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        if os.environ.get("VQVAE_STATIC"): return {"text/markdown": self.page(), "text/plain": f"<{type(self).__name__}>"}
+        if os.environ.get("VQVAE_STATIC"):
+            return {"text/markdown": self.page(), "text/plain": f"<{type(self).__name__}>"}
         return super()._repr_mimebundle_(**kwargs)

@@ -24,11 +24,14 @@ def plane_sources(
     n: int = 800,  # samples of each
     seed: int = 0,  # which samples
 ) -> dict[str, list[list[float]]]:  # samples by name of the source, n pairs each
-    "Samples in the plane: Gaussian, ring and mixture, drawn, and the digits in their principal plane."
+    """Samples in the plane: Gaussian, ring and mixture, drawn, and the digits in their principal
+    plane."""
     generator = np.random.default_rng(seed)
     turn, normal = generator.uniform(0, 2 * np.pi, n), generator.standard_normal((n, 2))
     corners = np.array([[np.cos(t), np.sin(t)] for t in 2 * np.pi * np.arange(5) / 5])
-    digits = PCA(2, svd_solver="full").fit_transform(load_digits().data)[generator.permutation(1797)[:n]]
+    digits = PCA(2, svd_solver="full").fit_transform(load_digits().data)[
+        generator.permutation(1797)[:n]
+    ]
     sources = {"Gaussian": normal,
                "ring": np.stack([np.cos(turn), np.sin(turn)], 1) * (1.4 + 0.12 * normal[:, :1]),
                "mixture": 1.7 * corners[generator.integers(5, size=n)] + 0.28 * normal,
@@ -38,7 +41,8 @@ def plane_sources(
 # %% ../../nbs/explorers/05_codebook.ipynb #cell-008
 @cache
 def _scalar_distortions() -> list[float]:
-    "Distortion of the best scalar quantizer of N(0, 1) with 0, 1, … 64 levels; without any it is so large that it never wins."
+    """Distortion of the best scalar quantizer of N(0, 1) with 0, 1, … 64 levels; without any it is
+    so large that it never wins."""
     source = gaussian_source()
     return [2.0, *(lloyd_max(source, levels).distortion.item() for levels in range(1, 65))]
 
@@ -48,17 +52,22 @@ class CodebookExplorer(Explorer):
     _esm = explorer_source("codebook")
     samples = traitlets.Dict().tag(sync=True)  # samples by name of the source
     source = traitlets.Unicode("Gaussian").tag(sync=True)  # which of them
-    deviation = Real(0.5, min=0.05, max=1.0).tag(sync=True)  # of the Gaussian's second axis; the first has 1
+    # of the Gaussian's second axis; the first has 1
+    deviation = Real(0.5, min=0.05, max=1.0).tag(sync=True)
     angle = Real(30.0, min=0.0, max=180.0).tag(sync=True)  # of the Gaussian's first axis, degrees
     codebook = Array([[0.0, 0.0]], axes=2)  # codewords, (n, 2), at most 64
-    initializer = traitlets.Enum(["uniform", "sample", "k-means", "rate–distortion"], "rate–distortion").tag(sync=True)  # last one used
-    overlay = traitlets.Enum(["nothing", "FSQ", "sign"], "nothing").tag(sync=True)  # a fixed codebook to compare with
+    # last one used
+    initializer = traitlets.Enum(["uniform", "sample", "k-means", "rate–distortion"],
+                                 "rate–distortion").tag(sync=True)
+    # a fixed codebook to compare with
+    overlay = traitlets.Enum(["nothing", "FSQ", "sign"], "nothing").tag(sync=True)
     seed = traitlets.Int(0).tag(sync=True)  # of the last start in the picture
     scalar = Array([1.0], axes=1)  # distortion of the best scalar quantizer with 0, 1, 2, … levels
 
     def __init__(
         self,
-        codebook: Any = None,  # codewords to begin with, (n, 2); 16 rate–distortion codes when left out
+        # codewords to begin with, (n, 2); 16 rate–distortion codes when left out
+        codebook: Any = None,
         data: Any = None,  # samples of your own, (N, 2), within ±3.2: they become the source "own"
         **traits: Any,  # initial values of other traits
     ):
@@ -66,7 +75,9 @@ class CodebookExplorer(Explorer):
         if data is not None:
             own = finite_array(data, 2, "data")
             if own.shape[1] != 2: raise ValueError(f"data must have shape (N, 2), got {own.shape}")
-            if np.abs(own).max() > 3.2: raise ValueError(f"data must lie within ±3.2, what the picture shows, got {np.abs(own).max():.3g}: divide by the standard deviation")
+            if np.abs(own).max() > 3.2:
+                raise ValueError("data must lie within ±3.2, what the picture shows, got "
+                                 f"{np.abs(own).max():.3g}: divide by the standard deviation")
             samples = {"own": own.tolist()} | samples
             traits.setdefault("source", "own")
         super().__init__(samples=samples, scalar=_scalar_distortions(), **traits)
@@ -79,16 +90,20 @@ class CodebookExplorer(Explorer):
         points = np.array(self.samples[self.source])
         if self.source != "Gaussian": return points
         turn = np.radians(self.angle)
-        return points * [1, self.deviation] @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+        return points * [1,
+                         self.deviation] @ np.array([[np.cos(turn), np.sin(turn)],
+                                                     [-np.sin(turn), np.cos(turn)]])
 
     @traitlets.validate("source")
     def _known(self, proposal: traitlets.Bunch) -> str:
         if proposal.value not in self.samples:
-            raise traitlets.TraitError(f"source must be one of {list(self.samples)}, got {proposal.value!r}")
+            raise traitlets.TraitError(f"source must be one of {list(self.samples)}, got "
+                                       f"{proposal.value!r}")
         return proposal.value
 
     @traitlets.validate("codebook")
     def _in_the_plane(self, proposal: traitlets.Bunch) -> np.ndarray:
         if proposal.value.shape[1] != 2 or len(proposal.value) > 64:
-            raise traitlets.TraitError(f"codebook must have shape (n, 2) with at most 64 codes, got {proposal.value.shape}")
+            raise traitlets.TraitError("codebook must have shape (n, 2) with at most 64 codes, "
+                                       f"got {proposal.value.shape}")
         return proposal.value

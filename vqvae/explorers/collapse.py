@@ -47,8 +47,10 @@ class CollapseExplorer(Explorer):
     _esm = explorer_source("collapse")
     recording = traitlets.Dict().tag(sync=True)  # as `load_recording` reads it
     frame = traitlets.Int(10, min=0).tag(sync=True)  # which of the recording's steps
-    left = traitlets.List(["uniform", "straight-through", "none"]).tag(sync=True)  # initialization, estimator, revival
-    right = traitlets.List(["uniform", "straight-through", "after 50 idle steps"]).tag(sync=True)  # of the other run
+    # initialization, estimator, revival
+    left = traitlets.List(["uniform", "straight-through", "none"]).tag(sync=True)
+    # of the other run
+    right = traitlets.List(["uniform", "straight-through", "after 50 idle steps"]).tag(sync=True)
 
     def __init__(
         self,
@@ -62,7 +64,8 @@ class CollapseExplorer(Explorer):
     @staticmethod
     def _ends(recording: dict[str, Any]) -> dict[str, Any]:
         "What to show of a recording of one's own: its first and its last run, from the beginning."
-        if missing := {"unit", "steps", "choices", "runs"} - set(recording): raise ValueError(f"recording lacks {sorted(missing)}")
+        if missing := {"unit", "steps", "choices", "runs"} - set(recording):
+            raise ValueError(f"recording lacks {sorted(missing)}")
         runs = [name.split(", ") for name in recording["runs"]]
         if not runs: raise ValueError("recording holds no runs")
         return {"left": runs[0], "right": runs[-1], "frame": 0}
@@ -70,17 +73,20 @@ class CollapseExplorer(Explorer):
     @traitlets.validate("left", "right")
     def _recorded(self, proposal: traitlets.Bunch) -> list[str]:
         if len(proposal.value) != len(self.recording["choices"]) or ", ".join(map(str, proposal.value)) not in self.recording["runs"]:
-            raise traitlets.TraitError(f"{proposal.trait.name} must name one of {list(self.recording['runs'])}, got {proposal.value}")
+            raise traitlets.TraitError(f"{proposal.trait.name} must name one of "
+                                       f"{list(self.recording['runs'])}, got {proposal.value}")
         return proposal.value
 
     @traitlets.validate("frame")
     def _within(self, proposal: traitlets.Bunch) -> int:
         if not 0 <= proposal.value < len(self.recording["steps"]):
-            raise traitlets.TraitError(f"frame must lie in 0..{len(self.recording['steps']) - 1}, got {proposal.value}")
+            raise traitlets.TraitError(f"frame must lie in 0..{len(self.recording['steps']) - 1}, "
+                                       f"got {proposal.value}")
         return proposal.value
 
 # %% ../../nbs/explorers/06_collapse.ipynb #cell-005
-CHOICES = {"initialization": {"uniform": uniform_init, "k-means": kmeans_init, "rate–distortion": rd_gaussian_init},
+CHOICES = {"initialization": {"uniform": uniform_init, "k-means": kmeans_init,
+                              "rate–distortion": rd_gaussian_init},
            "estimator": {"straight-through": straight_through, "rotation": rotation},
            "revival": {"none": None, "after 50 idle steps": 50}}
 
@@ -94,11 +100,16 @@ def collapse_trainer(
     seed: int = 0,  # of weights, codebook and the order of the data
 ) -> Trainer:  # that has not begun
     "A linear VQ-VAE with latents in the plane, ready to be trained."
-    encoder, decoder = LearnedLinearEncoder((1, 8, 8), 2, seed=seed), LearnedLinearDecoder(2, (1, 8, 8), seed=seed)
+    encoder, decoder = (
+        LearnedLinearEncoder((1, 8, 8), 2, seed=seed),
+        LearnedLinearDecoder(2, (1, 8, 8), seed=seed),
+    )
     after = CHOICES["revival"][revival]
-    quantizer = VectorQuantizer(2, codes, estimator=CHOICES["estimator"][estimator], revival=after and Revival(after, seed))
+    quantizer = VectorQuantizer(2, codes, estimator=CHOICES["estimator"][estimator],
+                                revival=after and Revival(after, seed))
     latents = data.get_initialization_batch(500, encoder, seed)
-    quantizer.initialize(CHOICES["initialization"][initialization], latents, torch.Generator().manual_seed(seed))
+    quantizer.initialize(CHOICES["initialization"][initialization], latents,
+                         torch.Generator().manual_seed(seed))
     return Trainer(VQVAE(encoder, quantizer, decoder), seed=seed)
 
 # %% ../../nbs/explorers/06_collapse.ipynb #cell-008
@@ -116,20 +127,24 @@ def record_run(
 ) -> dict[str, list]:  # per frame: codes, latents, counts, reconstruction, codebook
     """Train and take a frame at each of `steps`; the trainer is left at the last of them.
 
-    Positions are in thousandths. Raises `ValueError` for other latents and for steps that do not rise or are past."""
+    Positions are in thousandths. Raises `ValueError` for other latents and for steps that do
+    not rise or are past."""
     run = {name: [] for name in ("codes", "latents", "counts", "reconstruction", "codebook")}
     if list(steps) != sorted(set(steps)) or min(steps, default=-1) < trainer.step:
         raise ValueError(f"steps must rise from {trainer.step} or later, got {list(steps)}")
     model, x = trainer.model, torch.cat(list(data.get_dataloader(256, shuffle=False, split="test")))
     with evaluating(model): shape = tuple(model.encode(x[:1]).shape)
-    if shape != (1, 2): raise ValueError(f"the encoder must give one latent in the plane per sample, (B, 2), got {shape} for one sample")
+    if shape != (1, 2):
+        raise ValueError("the encoder must give one latent in the plane per sample, (B, 2), got "
+                         f"{shape} for one sample")
     for step in steps:
         if step > trainer.step: trainer.fit(data, steps=step, progress=False)
         with evaluating(model): z, indices = model.encode(x), model.tokenize(x)
         losses = trainer.evaluate(data)
         run["codes"].append(_thousandths(model.quantizer.get_codebook()))
         run["latents"].append(_thousandths(z[:shown]))
-        run["counts"].append(torch.bincount(indices.flatten(), minlength=model.quantizer.codebook_size).tolist())
+        run["counts"].append(torch.bincount(indices.flatten(),
+                                            minlength=model.quantizer.codebook_size).tolist())
         for name in ("reconstruction", "codebook"): run[name].append(float(f"{losses[name]:.4g}"))
     return run
 
@@ -141,12 +156,21 @@ def record_collapse(
     path: str | Path,  # JSON file to write
     seed: int = 0,  # of every run
 ) -> None:
-    "Train all combinations of `CHOICES` on the digits and write the recording, whole or not at all."
+    """Train all combinations of `CHOICES` on the digits and write the recording, whole or not at
+    all."""
     data, threads = DigitsDataset(), torch.get_num_threads()
     torch.set_num_threads(1)  # sums in the same order on every machine
-    try: runs = {", ".join(names): record_run(collapse_trainer(*names, data, seed=seed), data, STEPS) for names in product(*CHOICES.values())}
+    try:
+        runs = {", ".join(names): record_run(collapse_trainer(*names, data, seed=seed), data, STEPS)
+                for names in product(*CHOICES.values())}
     finally: torch.set_num_threads(threads)
     made = {"command": "make recording", "seed": seed, "torch": version("torch").partition("+")[0]}
-    lines = ",\n".join(f"{json.dumps(name, ensure_ascii=False)}: {json.dumps(run, separators=(',', ':'))}" for name, run in runs.items())
-    head = json.dumps({"made": made, "unit": _UNIT, "steps": STEPS, "choices": {name: list(options) for name, options in CHOICES.items()}}, ensure_ascii=False)
-    with atomic_path(path) as temporary: temporary.write_text(f'{head[:-1]},\n"runs": {{\n{lines}\n}}}}\n', encoding="utf-8")
+    lines = ",\n".join(
+        f"{json.dumps(name, ensure_ascii=False)}: {json.dumps(run, separators=(',', ':'))}"
+        for name, run in runs.items()
+    )
+    head = json.dumps({"made": made, "unit": _UNIT, "steps": STEPS,
+                       "choices": {name: list(options) for name, options in CHOICES.items()}},
+                      ensure_ascii=False)
+    with atomic_path(path) as temporary:
+        temporary.write_text(f'{head[:-1]},\n"runs": {{\n{lines}\n}}}}\n', encoding="utf-8")

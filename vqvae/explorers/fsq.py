@@ -12,7 +12,8 @@ from .base import Explorer, Real, explorer_source
 
 # %% ../../nbs/explorers/03_fsq.ipynb #cell-005
 class FSQExplorer(Explorer):
-    "Bins of finite scalar quantization in two dimensions, and their probabilities for a Gaussian input."
+    """Bins of finite scalar quantization in two dimensions, and their probabilities for a Gaussian
+    input."""
     _esm = explorer_source("fsq")
     levels = traitlets.List([5, 4]).tag(sync=True)  # of each dimension, from 2 to 16
     mean = Real(0.0, min=-2.0, max=2.0).tag(sync=True)  # of the input, in both dimensions
@@ -20,6 +21,8 @@ class FSQExplorer(Explorer):
 
     @traitlets.validate("levels")
     def _two(self, proposal: traitlets.Bunch) -> list[int]:
-        if len(proposal.value) != 2 or not all(isinstance(n, int) and 2 <= n <= 16 for n in proposal.value):
-            raise traitlets.TraitError(f"levels must be two integers from 2 to 16, got {proposal.value}")
+        if len(proposal.value) != 2 or not all(isinstance(n, int) and 2 <= n <= 16
+                                               for n in proposal.value):
+            raise traitlets.TraitError("levels must be two integers from 2 to 16, got "
+                                       f"{proposal.value}")
         return proposal.value

@@ -11,11 +11,18 @@ import torch
 import traitlets
 
 from .base import Array, Explorer, explorer_source
-from ..quantizers.estimators import projection, rotation, rotation_tangent, rotation_unscaled, straight_through
+from vqvae.quantizers.estimators import (
+    projection,
+    rotation,
+    rotation_tangent,
+    rotation_unscaled,
+    straight_through,
+)
 
 # %% ../../nbs/explorers/02_gradient.ipynb #cell-005
-ESTIMATORS = {"straight-through": straight_through, "rotation": rotation, "rotation, unscaled": rotation_unscaled,
-              "rotation, tangent": rotation_tangent, "projection": projection}
+ESTIMATORS = {"straight-through": straight_through, "rotation": rotation,
+              "rotation, unscaled": rotation_unscaled, "rotation, tangent": rotation_tangent,
+              "projection": projection}
 
 
 class GradientExplorer(Explorer):
@@ -29,7 +36,8 @@ class GradientExplorer(Explorer):
     @traitlets.validate("z", "q", "g")
     def _in_the_plane(self, proposal: traitlets.Bunch) -> np.ndarray:
         if proposal.value.shape != (2,):
-            raise traitlets.TraitError(f"{proposal.trait.name} must hold 2 numbers, got {proposal.value.size}")
+            raise traitlets.TraitError(f"{proposal.trait.name} must hold 2 numbers, got "
+                                       f"{proposal.value.size}")
         return proposal.value
 
     def gradients(self) -> dict[str, np.ndarray]:

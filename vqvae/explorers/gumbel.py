@@ -19,12 +19,18 @@ class GumbelExplorer(Explorer):
     _esm = explorer_source("gumbel")
     logits = Array([1.0, 0.0, -0.5], axes=1)  # of the three codes, from −4 to 4
     temperature = Real(0.5, min=0.05, max=10.0).tag(sync=True)  # τ
-    hard = traitlets.Bool(False).tag(sync=True)  # whether the samples are shown as the choices that they stand for
-    noise = Array(gumbel_noise(torch.empty(300, 3).double(), torch.Generator().manual_seed(0)).round(decimals=4), axes=2)  # Gumbel numbers, (samples, 3)
+    # whether the samples are shown as the choices that they stand for
+    hard = traitlets.Bool(False).tag(sync=True)
+    # Gumbel numbers, (samples, 3)
+    noise = Array(gumbel_noise(torch.empty(300, 3).double(),
+                               torch.Generator().manual_seed(0)).round(decimals=4), axes=2)
 
     @traitlets.validate("logits", "noise")
     def _of_three_codes(self, proposal: traitlets.Bunch) -> np.ndarray:
-        if proposal.value.shape[-1] != 3: raise traitlets.TraitError(f"{proposal.trait.name} must hold 3 numbers, one per code, got shape {proposal.value.shape}")
+        if proposal.value.shape[-1] != 3:
+            raise traitlets.TraitError(f"{proposal.trait.name} must hold 3 numbers, one per code, "
+                                       f"got shape {proposal.value.shape}")
         if proposal.trait.name == "logits" and np.abs(proposal.value).max() > 4:
-            raise traitlets.TraitError(f"logits must lie from -4 to 4, got {proposal.value.tolist()}")
+            raise traitlets.TraitError("logits must lie from -4 to 4, got "
+                                       f"{proposal.value.tolist()}")
         return proposal.value

@@ -46,7 +46,9 @@ from ..training.trainer import Trainer
 # %% ../../nbs/explorers/07_live_training.ipynb #cell-005
 def _nearest(options: dict[str, Any]) -> BaseQuantizer:
     after = CHOICES["revival"][options["revival"]]
-    return VectorQuantizer(2, options["codes"], estimator=CHOICES["estimator"][options["estimator"]], learning=CHOICES["learning"][options["learning"]](),
+    return VectorQuantizer(2, options["codes"],
+                           estimator=CHOICES["estimator"][options["estimator"]],
+                           learning=CHOICES["learning"][options["learning"]](),
                            revival=after and Revival(after, options["seed"]), seed=options["seed"])
 
 
@@ -55,35 +57,62 @@ def _finite_scalar(options: dict[str, Any]) -> BaseQuantizer:
     return FiniteScalarQuantizer([first, max(2, round(options["codes"] / first))])
 
 
-def _gumbel(options: dict[str, Any]) -> BaseQuantizer: return GumbelSoftmaxQuantizer(2, options["codes"], seed=options["seed"])
+def _gumbel(options: dict[str, Any]) -> BaseQuantizer:
+    return GumbelSoftmaxQuantizer(2, options["codes"], seed=options["seed"])
 
 
 CHOICES: dict[str, dict[str, Any]] = {
-    "data": {"digits": DigitsDataset, "Gaussian": partial(GaussianDataset, d=64, k=2, n_samples=2000)},
-    "encoder": {"linear": (LearnedLinearEncoder, LearnedLinearDecoder), "convolutional": (ConvEncoder, ConvDecoder)},
-    "quantizer": {"nearest codeword": _nearest, "finite scalar": _finite_scalar, "Gumbel-softmax": _gumbel},
-    "initialization": {"uniform": uniform_init, "sample": sample_init, "k-means": kmeans_init, "rate–distortion": rd_gaussian_init},
-    "estimator": {"straight-through": straight_through, "rotation": rotation, "projection": projection},
+    "data": {
+        "digits": DigitsDataset,
+        "Gaussian": partial(GaussianDataset, d=64, k=2, n_samples=2000),
+    },
+    "encoder": {
+        "linear": (LearnedLinearEncoder, LearnedLinearDecoder),
+        "convolutional": (ConvEncoder, ConvDecoder),
+    },
+    "quantizer": {
+        "nearest codeword": _nearest,
+        "finite scalar": _finite_scalar,
+        "Gumbel-softmax": _gumbel,
+    },
+    "initialization": {
+        "uniform": uniform_init,
+        "sample": sample_init,
+        "k-means": kmeans_init,
+        "rate–distortion": rd_gaussian_init,
+    },
+    "estimator": {
+        "straight-through": straight_through,
+        "rotation": rotation,
+        "projection": projection,
+    },
     "learning": {"loss": LossLearning, "moving average": EMALearning},
-    "revival": {"none": None, "after 20 idle steps": 20, "after 100 idle steps": 100}}
-USED = {"nearest codeword": {"initialization", "estimator", "learning", "revival"}, "finite scalar": set(), "Gumbel-softmax": {"initialization"}}
+    "revival": {"none": None, "after 20 idle steps": 20, "after 100 idle steps": 100},
+}
+USED = {"nearest codeword": {"initialization", "estimator", "learning", "revival"},
+        "finite scalar": set(), "Gumbel-softmax": {"initialization"}}
 
 # %% ../../nbs/explorers/07_live_training.ipynb #cell-007
 def _coder(options: dict[str, Any], shape: tuple[int, ...]) -> tuple:
     "An encoder into the plane and its decoder."
     (encoder, decoder), seed = CHOICES["encoder"][options["encoder"]], options["seed"]
-    if options["encoder"] == "linear": return encoder(shape, 2, seed=seed), decoder(2, shape, seed=seed)
-    if len(shape) != 3: raise ValueError(f"a convolutional encoder needs images (channels, height, width), these samples have shape {shape}")
+    if options["encoder"] == "linear":
+        return encoder(shape, 2, seed=seed), decoder(2, shape, seed=seed)
+    if len(shape) != 3:
+        raise ValueError("a convolutional encoder needs images (channels, height, width), these "
+                         f"samples have shape {shape}")
     small = {"hidden": 32, "residual_blocks": 1, "seed": seed}
     return encoder(shape[0], 2, downsample=4, **small), decoder(shape[0], 2, upsample=4, **small)
 
 
 def _trainer(model: VQVAE, lr: float, seed: int) -> Trainer:
-    return Trainer(model, optimizer=lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=0.0), seed=seed)
+    return Trainer(model, optimizer=lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=0.0),
+                   seed=seed)
 
 
 def live_trainer(
-    options: dict[str, Any],  # names from `CHOICES` for what the quantizer uses; codes, lr and seed as numbers
+    # names from `CHOICES` for what the quantizer uses; codes, lr and seed as numbers
+    options: dict[str, Any],
     data: BaseDataset,  # samples, (d,) or images
 ) -> Trainer:  # that has not begun
     "Compose a model with latents in the plane; raises `ValueError` for components that do not fit."
@@ -91,7 +120,8 @@ def live_trainer(
     quantizer = CHOICES["quantizer"][options["quantizer"]](options)
     if "initialization" in USED[options["quantizer"]]:
         latents = data.get_initialization_batch(min(1000, len(data)), encoder, options["seed"])
-        quantizer.initialize(CHOICES["initialization"][options["initialization"]], latents, torch.Generator().manual_seed(options["seed"]))
+        quantizer.initialize(CHOICES["initialization"][options["initialization"]], latents,
+                             torch.Generator().manual_seed(options["seed"]))
     return _trainer(VQVAE(encoder, quantizer, decoder), options["lr"], options["seed"])
 
 # %% ../../nbs/explorers/07_live_training.ipynb #cell-010
@@ -113,8 +143,11 @@ def training_picture(
         levels = torch.tensor(quantizer.levels, device=z.device)
         z = bound(z, levels) / (levels // 2)
     figure = Figure(figsize=(9, 4.6), layout="constrained")
-    axes = figure.subplot_mosaic([["plane", "perplexity"], ["plane", "loss"]], width_ratios=[1.3, 1])
-    plot_codebook(codebook, z, torch.bincount(outputs["indices"].flatten(), minlength=len(codebook)), axes["plane"])
+    axes = figure.subplot_mosaic([["plane", "perplexity"], ["plane", "loss"]],
+                                 width_ratios=[1.3, 1])
+    plot_codebook(codebook, z,
+                  torch.bincount(outputs["indices"].flatten(), minlength=len(codebook)),
+                  axes["plane"])
     axes["plane"].locator_params(nbins=6)
     frame = trainer.tracker.frame
     frame = frame[frame["split"] == ("test" if "test" in set(frame["split"]) else "train")]
@@ -132,7 +165,8 @@ def _png(figure: Figure) -> bytes:
 
 # %% ../../nbs/explorers/07_live_training.ipynb #loop
 class Repeater:
-    "Calls `step` again and again on an event loop, until it is stopped or `step` raises; then `ended(error)`. Any thread may start and stop it."
+    """Calls `step` again and again on an event loop, until it is stopped or `step` raises; then
+    `ended(error)`. Any thread may start and stop it."""
 
     def __init__(
         self,
@@ -147,8 +181,15 @@ class Repeater:
     def running(self) -> bool: return self._run is not None
 
     def home(self) -> asyncio.AbstractEventLoop:
-        "The event loop that it was made on, else the one running here. Raises `RuntimeError` where there is none."
-        return self._made_on if self._made_on and self._made_on.is_running() else asyncio.get_running_loop()
+        """The event loop that it was made on, else the one running here.
+
+        Raises `RuntimeError` where there is none.
+        """
+        return (
+            self._made_on
+            if self._made_on and self._made_on.is_running()
+            else asyncio.get_running_loop()
+        )
 
     def start(self) -> None:
         "Begin, unless it runs already. Raises `RuntimeError` where there is no event loop."
@@ -171,7 +212,8 @@ class Repeater:
     async def _repeat(self, run: object) -> None:
         error = None
         try:
-            while self._step(run): await asyncio.sleep(0.01)  # others get their turn: a click on Stop, a cell
+            while self._step(run):
+                await asyncio.sleep(0.01)  # others get their turn: a click on Stop, a cell
         except Exception as raised: error = raised
         except KeyboardInterrupt: pass  # Ctrl-C while `step` runs
         finally:
@@ -182,29 +224,50 @@ class Repeater:
 def _controls(chosen: dict[str, Any]) -> dict[str, widgets.Widget]:
     "One control per choice; raises `ValueError` for an unknown name or value."
     look = {"style": {"description_width": "6rem"}, "layout": widgets.Layout(width="18.5rem")}
-    controls = {name: widgets.Dropdown(options=list(options), description=name, **look) for name, options in CHOICES.items()}
-    controls |= {"codes": widgets.IntSlider(32, 2, 256, description="codes", continuous_update=False, **look),
-                 "lr": widgets.FloatLogSlider(1e-3, min=-5, max=-0.5, description="learning rate", readout_format=".1e", continuous_update=False, **look),
-                 "seed": widgets.BoundedIntText(0, 0, 2**31 - 1, description="seed", **look)}
+    controls = {name: widgets.Dropdown(options=list(options), description=name, **look)
+                for name, options in CHOICES.items()}
+    controls |= {
+        "codes": widgets.IntSlider(
+            32, 2, 256, description="codes", continuous_update=False, **look
+        ),
+        "lr": widgets.FloatLogSlider(
+            1e-3,
+            min=-5,
+            max=-0.5,
+            description="learning rate",
+            readout_format=".1e",
+            continuous_update=False,
+            **look,
+        ),
+        "seed": widgets.BoundedIntText(0, 0, 2**31 - 1, description="seed", **look),
+    }
     for name, value in chosen.items():
-        if name not in controls: raise ValueError(f"there is no control {name!r}, only {list(controls)}")
+        if name not in controls:
+            raise ValueError(f"there is no control {name!r}, only {list(controls)}")
         if value is None: raise ValueError(f"{name}=None cannot be chosen")
         try: controls[name].value = value
-        except Exception as error: raise ValueError(f"{name}={value!r} cannot be chosen: {error}") from None
-        if controls[name].value != value: raise ValueError(f"{name}={value!r} cannot be chosen: the nearest is {controls[name].value!r}")
+        except Exception as error:
+            raise ValueError(f"{name}={value!r} cannot be chosen: {error}") from None
+        if controls[name].value != value:
+            raise ValueError(f"{name}={value!r} cannot be chosen: the nearest is "
+                             f"{controls[name].value!r}")
     return controls
 
 # %% ../../nbs/explorers/07_live_training.ipynb #panel
 class _Panel(widgets.VBox):
-    "Controls, three buttons, a line of text and a picture; a subclass says what the buttons do (`run`, `stop`, `reset`) and answers `_changed`."
+    """Controls, three buttons, a line of text and a picture; a subclass says what the buttons do
+    (`run`, `stop`, `reset`) and answers `_changed`."""
 
     def __init__(self, controls: dict[str, widgets.Widget]):
         self.controls, self.status = controls, widgets.HTML()
-        self.image = widgets.Image(format="png", layout=widgets.Layout(width="100%", max_width="60rem"))
+        self.image = widgets.Image(format="png",
+                                   layout=widgets.Layout(width="100%", max_width="60rem"))
         self.buttons = {name: widgets.Button(description=name) for name in ("Run", "Stop", "Reset")}
-        for button, act in zip(self.buttons.values(), (self.run, self.stop, self.reset)): button.on_click(partial(self._pressed, act))
+        for button, act in zip(self.buttons.values(), (self.run, self.stop, self.reset)):
+            button.on_click(partial(self._pressed, act))
         for control in controls.values(): control.observe(self._changed, "value")
-        rows = [widgets.Box(list(row.values()), layout=widgets.Layout(flex_flow="row wrap")) for row in (controls, self.buttons)]
+        rows = [widgets.Box(list(row.values()), layout=widgets.Layout(flex_flow="row wrap"))
+                for row in (controls, self.buttons)]
         super().__init__([*rows, self.status, self.image])
 
     def _pressed(self, act: Callable[[], None], _: widgets.Button) -> None:
@@ -216,11 +279,13 @@ class _Panel(widgets.VBox):
     def _grey_out(self, used: Collection[str], running: bool) -> None:
         "Only controls in `used` can be changed, and none while it runs."
         for name, control in self.controls.items(): control.disabled = running or name not in used
-        for name, button in self.buttons.items(): button.disabled = {"Run": running, "Stop": not running, "Reset": False}[name]
+        for name, button in self.buttons.items():
+            button.disabled = {"Run": running, "Stop": not running, "Reset": False}[name]
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         if not os.environ.get("VQVAE_STATIC"): return super()._repr_mimebundle_(**kwargs)
-        return {"image/png": base64.b64encode(self.image.value).decode(), "text/plain": f"<{type(self).__name__}>"}
+        return {"image/png": base64.b64encode(self.image.value).decode(),
+                "text/plain": f"<{type(self).__name__}>"}
 
 # %% ../../nbs/explorers/07_live_training.ipynb #cell-014
 class LiveTraining(_Panel):
@@ -229,18 +294,26 @@ class LiveTraining(_Panel):
     def __init__(
         self,
         model: VQVAE | None = None,  # train this one instead of choosing components
-        data: BaseDataset | str | None = None,  # its samples; without a model, a name from `CHOICES`
+        # its samples; without a model, a name from `CHOICES`
+        data: BaseDataset | str | None = None,
         every: int = 20,  # training steps between two pictures
         batch_size: int = 64,  # samples per step
         **choices: Any,  # what the controls begin with, for example codes=64, estimator="rotation"
     ):
         if model is None and isinstance(data, str): choices, data = {"data": data, **choices}, None
-        if (model is None) != (data is None): raise ValueError(f"model and data go together, got only {'data' if model is None else 'model'}")
+        if (model is None) != (data is None):
+            raise ValueError("model and data go together, got only "
+                             f"{'data' if model is None else 'model'}")
         if model is not None:
             for name, part, kind in (("model", model, VQVAE), ("data", data, BaseDataset)):
-                if not isinstance(part, kind): raise TypeError(f"{name} must be a {kind.__name__}, got {type(part).__name__}")
-            if extra := set(choices) - {"lr", "seed"}: raise ValueError(f"a model of one's own leaves no choice of {sorted(extra)}")
-        self.every, self.batch_size = _check_count(every, "every"), _check_count(batch_size, "batch_size")
+                if not isinstance(part, kind):
+                    raise TypeError(f"{name} must be a {kind.__name__}, got {type(part).__name__}")
+            if extra := set(choices) - {"lr", "seed"}:
+                raise ValueError(f"a model of one's own leaves no choice of {sorted(extra)}")
+        self.every, self.batch_size = (
+            _check_count(every, "every"),
+            _check_count(batch_size, "batch_size"),
+        )
         self._own = model and (model, data, copy.deepcopy(model.state_dict()))
         self._loop = Repeater(self.advance, self._ended)
         super().__init__(_controls(choices))
@@ -262,24 +335,33 @@ class LiveTraining(_Panel):
         return self._loop.running
 
     def reset(self) -> None:
-        "Stop, and build what the controls say. Raises `ValueError` for parts that do not fit; the last run is then as it was."
+        """Stop, and build what the controls say.
+
+        Raises `ValueError` for parts that do not fit; the last run is then as it was.
+        """
         self.stop()
         with self._loop.turn:
             options = self._options()
             self.trainer, self.data = self._build(options)
             self._begun = options
-            if getattr(self.data, "test", None) is not None: self.trainer.tracker.log(0, "test", **self.trainer.evaluate(self.data))
+            if getattr(self.data, "test", None) is not None:
+                self.trainer.tracker.log(0, "test", **self.trainer.evaluate(self.data))
             self._show()
 
     def advance(self, steps: int | None = None) -> None:
-        "Train for some steps, `every` when left out, and draw. Needs neither browser nor event loop."
+        """Train for some steps, `every` when left out, and draw.
+
+        Needs neither browser nor event loop.
+        """
         steps = self.every if steps is None else _check_count(steps, "steps")
         with self._loop.turn:
-            self.trainer.fit(self.data, steps=self.trainer.step + steps, batch_size=self.batch_size, progress=False)
+            self.trainer.fit(self.data, steps=self.trainer.step + steps, batch_size=self.batch_size,
+                             progress=False)
             self._show()
 
     def run(self) -> None:
-        "Train until `stop` as a task of the event loop; a new run if the controls say something else than this one was begun with."
+        """Train until `stop` as a task of the event loop; a new run if the controls say something
+        else than this one was begun with."""
         self._loop.home()  # raises before anything is lost
         if not self.running and self._options() != self._begun: self.reset()
         self._loop.start()
@@ -292,7 +374,8 @@ class LiveTraining(_Panel):
 
     def _options(self) -> dict[str, Any]:
         "What the controls say, without those that have no effect."
-        used = {"lr", "seed"} if self._own else {"data", "encoder", "quantizer", "codes", "lr", "seed"} | USED[self.controls["quantizer"].value]
+        used = {"lr", "seed"} if self._own else {"data", "encoder", "quantizer", "codes", "lr",
+                                                 "seed"} | USED[self.controls["quantizer"].value]
         return {name: control.value for name, control in self.controls.items() if name in used}
 
     def _build(self, options: dict[str, Any]) -> tuple[Trainer, BaseDataset]:
@@ -316,8 +399,11 @@ class LiveTraining(_Panel):
 
     def _report(self) -> None:
         rows = self.history
-        last = dict(rows[rows["step"] == self.trainer.step][["metric", "value"]].itertuples(index=False))
-        self._say(", ".join([f"step {self.trainer.step}", *(f"{name.replace('_', ' ')} {last[name]:.4g}" for name in ("loss", "perplexity", "dead_codes") if name in last)]))
+        last = dict(rows[rows["step"]
+                         == self.trainer.step][["metric", "value"]].itertuples(index=False))
+        self._say(", ".join([f"step {self.trainer.step}",
+                             *(f"{name.replace('_', ' ')} {last[name]:.4g}"
+                               for name in ("loss", "perplexity", "dead_codes") if name in last)]))
 
     def _show(self) -> None:
         self._report()

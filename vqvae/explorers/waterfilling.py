@@ -16,17 +16,24 @@ from .base import Array, Explorer, Real, explorer_source
 class WaterFillingExplorer(Explorer):
     "Reverse water-filling of a Gaussian source, component by component."
     _esm = explorer_source("waterfilling")
-    variances = Array([4.0, 2.0, 1.0, 0.5, 0.25, 0.12, 0.06, 0.03], axes=1)  # eigenvalues of the source, from 0 to 4
+    # eigenvalues of the source, from 0 to 4
+    variances = Array([4.0, 2.0, 1.0, 0.5, 0.25, 0.12, 0.06, 0.03], axes=1)
     rate = Real(6.0, min=0.0, max=24.0).tag(sync=True)  # bits per vector
-    noise = Array(torch.randn(128, 2, generator=torch.Generator().manual_seed(0)).double().round(decimals=4), axes=2)  # codes at variance 1, (n, 2)
+    # codes at variance 1, (n, 2)
+    noise = Array(
+        torch.randn(128, 2, generator=torch.Generator().manual_seed(0)).double().round(decimals=4),
+        axes=2,
+    )
 
     @traitlets.validate("variances")
     def _in_range(self, proposal: traitlets.Bunch) -> np.ndarray:
         if proposal.value.size < 2 or proposal.value.min() < 0 or proposal.value.max() > 4:
-            raise traitlets.TraitError(f"variances must be at least two numbers from 0 to 4, got {proposal.value.tolist()}")
+            raise traitlets.TraitError("variances must be at least two numbers from 0 to 4, got "
+                                       f"{proposal.value.tolist()}")
         return proposal.value
 
     @traitlets.validate("noise")
     def _in_the_plane(self, proposal: traitlets.Bunch) -> np.ndarray:
-        if proposal.value.shape[1] != 2: raise traitlets.TraitError(f"noise must have shape (n, 2), got {proposal.value.shape}")
+        if proposal.value.shape[1] != 2:
+            raise traitlets.TraitError(f"noise must have shape (n, 2), got {proposal.value.shape}")
         return proposal.value

@@ -12,4 +12,5 @@ from .rate_distortion import codebook_covariance, rd_gaussian_init
 from .uniform import normal_init, uniform_init
 
 # %% ../../nbs/initialization/index.ipynb #cell-003
-_all_ = ["Initializer", "codebook_covariance", "kmeans_init", "normal_init", "rd_gaussian_init", "sample_init", "uniform_init"]
+_all_ = ["Initializer", "codebook_covariance", "kmeans_init", "normal_init", "rd_gaussian_init",
+         "sample_init", "uniform_init"]

@@ -22,7 +22,8 @@ class Initializer(Protocol):
         dim: int,  # k, dimensions of a code
         data: Tensor | None = None,  # latents to learn from, (..., dim)
         *,
-        generator: torch.Generator | None = None,  # where random numbers come from; None is a fresh one with seed 0
+        # where random numbers come from; None is a fresh one with seed 0
+        generator: torch.Generator | None = None,
     ) -> Tensor: ...  # codebook, (codebook_size, dim), float32, on the device of `data`
 
 # %% ../../nbs/initialization/00_base.ipynb #cell-007
@@ -32,9 +33,13 @@ def initialization_inputs(
     data: Tensor | None,  # latents, (..., dim)
     generator: torch.Generator | None,  # None is a fresh one with seed 0
 ) -> tuple[Tensor | None, torch.Generator]:  # samples (N, dim) in float64 on the generator's device, and the generator
-    "Check an initializer's arguments, bring them into one form; raises `ValueError`, `TypeError` naming the argument."
+    """Check an initializer's arguments, bring them into one form.
+
+    Raises `ValueError`, `TypeError` naming the argument.
+    """
     for name, value in {"codebook_size": codebook_size, "dim": dim}.items():
-        if not isinstance(value, int): raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+        if not isinstance(value, int):
+            raise TypeError(f"{name} must be an int, got {type(value).__name__}")
         check_positive(value, name)
     if generator is None: generator = torch.Generator().manual_seed(0)
     if not isinstance(generator, torch.Generator):
@@ -58,6 +63,8 @@ def require_samples(
     what: str,  # what needs them, for the message
 ) -> Tensor:  # `samples` itself
     "Return `samples`; raise `ValueError` when there are none or fewer than `needed`."
-    if samples is None: raise ValueError(f"{what} needs data: pass data=latents of shape (..., dim)")
-    if len(samples) < needed: raise ValueError(f"{what} needs at least {needed} samples in data, got {len(samples)}")
+    if samples is None:
+        raise ValueError(f"{what} needs data: pass data=latents of shape (..., dim)")
+    if len(samples) < needed:
+        raise ValueError(f"{what} needs at least {needed} samples in data, got {len(samples)}")
     return samples

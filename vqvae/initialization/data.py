@@ -24,8 +24,12 @@ def _distinct(
     codebook_size: int,  # how many different ones are needed
     what: str,  # what needs them, for the message
 ) -> Tensor:  # position of the first of each kind, in order, (M,)
-    "Find the different rows of `samples`; raise `ValueError` when there are fewer than `codebook_size`."
-    _, first = np.unique(samples.cpu().numpy() + 0.0, axis=0, return_index=True)  # + 0.0 turns −0 into 0
+    """Find the different rows of `samples`.
+
+    Raises `ValueError` when there are fewer than `codebook_size`.
+    """
+    # + 0.0 turns −0 into 0
+    _, first = np.unique(samples.cpu().numpy() + 0.0, axis=0, return_index=True)
     if len(first) < codebook_size:
         raise ValueError(f"{what} needs at least {codebook_size} different samples in data, "
                          f"got {len(first)} among {len(samples)}")
@@ -39,23 +43,28 @@ def sample_init(
     *,
     generator: torch.Generator | None = None,  # None is a fresh one with seed 0
 ) -> Tensor:  # codebook, (codebook_size, dim), float32
-    """Codes that are data points, all different, each order of the data points being equally likely.
+    """Codes that are data points, all different, each order of the data points being equally
+    likely.
 
-    Raises `ValueError` without data, for fewer different samples than codes, and for data that are not finite
+    Raises `ValueError` without data, for fewer different samples than codes, and for data that
+    are not finite
     or do not fit `dim`."""
     samples, generator = initialization_inputs(codebook_size, dim, data, generator)
     samples = require_samples(samples, codebook_size, "sample_init")
     samples = samples[torch.randperm(len(samples), generator=generator, device=generator.device)]
-    return as_codebook(samples[_distinct(samples, codebook_size, "sample_init")[:codebook_size]], data)
+    return as_codebook(samples[_distinct(samples, codebook_size, "sample_init")[:codebook_size]],
+                       data)
 
 # %% ../../nbs/initialization/02_data.ipynb #cell-012
 def _nearest(
     samples: Tensor,  # (N, dim), float64
     codes: Tensor,  # (n, dim), float64
 ) -> tuple[Tensor, Tensor]:  # distance to the nearest code (N,), its index (N,); ties go to the lowest index
-    "Nearest code by differences, not by expanded squares: the distance is 0 only for equal vectors."
+    """Nearest code by differences, not by expanded squares: the distance is 0 only for equal
+    vectors."""
     blocks = samples.split(max(1, 2**24 // len(codes)))
-    found = [torch.cdist(b, codes, compute_mode="donot_use_mm_for_euclid_dist").min(1) for b in blocks]
+    found = [torch.cdist(b, codes, compute_mode="donot_use_mm_for_euclid_dist").min(1)
+             for b in blocks]
     return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
 
 
@@ -63,7 +72,8 @@ def _fill_empty(
     codes: Tensor,  # (n, dim), float64
     samples: Tensor,  # (N, dim), float64, at least n different ones
 ) -> Tensor:  # (n, dim), the same codes, the empty ones moved
-    "Move codes that are nearest to no sample to the samples that are worst served, until there is none."
+    """Move codes that are nearest to no sample to the samples that are worst served, until there is
+    none."""
     codes = codes.clone()
     while True:
         distance, index = _nearest(samples, codes)
@@ -71,7 +81,8 @@ def _fill_empty(
         if len(empty) == 0: return codes
         for code in empty:
             codes[code] = samples[distance.argmax()]
-            distance = torch.minimum(distance, torch.linalg.vector_norm(samples - codes[code], dim=1))
+            distance = torch.minimum(distance,
+                                     torch.linalg.vector_norm(samples - codes[code], dim=1))
 
 # %% ../../nbs/initialization/02_data.ipynb #cell-015
 def kmeans_init(
@@ -82,9 +93,11 @@ def kmeans_init(
     generator: torch.Generator | None = None,  # None is a fresh one with seed 0
     max_iter: int = 100,  # at most so many rounds
 ) -> Tensor:  # codebook, (codebook_size, dim), float32
-    """Cluster centres of the data by scikit-learn's `KMeans`; every code is nearest to at least one sample.
+    """Cluster centres of the data by scikit-learn's `KMeans`; every code is nearest to at least
+    one sample.
 
-    Raises `ValueError` without data, for fewer different samples than codes, and for data that are not finite
+    Raises `ValueError` without data, for fewer different samples than codes, and for data that
+    are not finite
     or do not fit `dim`. Source: Lloyd 1982; start by Arthur and Vassilvitskii 2007."""
     check_positive(max_iter, "max_iter")
     samples, generator = initialization_inputs(codebook_size, dim, data, generator)
@@ -93,7 +106,9 @@ def kmeans_init(
     seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
     kmeans = KMeans(codebook_size, n_init=1, max_iter=max_iter, random_state=seed)
     with threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # it reports empty clusters, which are filled below
+        # it reports empty clusters, which are filled below
+        warnings.simplefilter("ignore", ConvergenceWarning)
         kmeans.fit(samples.cpu().numpy())
-    codes = torch.from_numpy(kmeans.cluster_centers_).to(samples.device, torch.float32).to(torch.float64)
+    codes = torch.from_numpy(kmeans.cluster_centers_).to(samples.device,
+                                                         torch.float32).to(torch.float64)
     return as_codebook(_fill_empty(codes, samples), data)

@@ -21,7 +21,10 @@ def _code_spectrum(
     codebook_size: int,  # n, number of codes
     isotropic: bool,  # use only the mean variance
 ) -> tuple[Tensor, Tensor]:  # (λ−θ)₊, (dim,), and eigenvectors in columns, (dim, dim), float64
-    "Variances of the optimal codes along the eigenvectors of `covariance`; raises `ValueError` when it is none."
+    """Variances of the optimal codes along the eigenvectors of `covariance`.
+
+    Raises `ValueError` when it is none.
+    """
     covariance = check_finite(covariance, "covariance").detach().to(torch.float64)
     if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1]:
         raise ValueError(f"covariance must have shape (dim, dim), got {tuple(covariance.shape)}")
@@ -30,7 +33,8 @@ def _code_spectrum(
         raise ValueError(f"covariance must be symmetric, got entries that differ by {asymmetry:g}")
     eigenvalues, basis = torch.linalg.eigh((covariance + covariance.T) / 2)
     if eigenvalues[0] < -1e-5 * scale:
-        raise ValueError(f"covariance must have no negative eigenvalue, got {eigenvalues[0].item():g}")
+        raise ValueError("covariance must have no negative eigenvalue, got "
+                         f"{eigenvalues[0].item():g}")
     eigenvalues = eigenvalues.clamp(min=0)  # what is left below 0 is rounding
     if isotropic: eigenvalues = eigenvalues.mean().expand_as(eigenvalues)
     level = water_level(eigenvalues, math.log2(check_positive(codebook_size, "codebook_size")))
@@ -42,9 +46,11 @@ def codebook_covariance(
     codebook_size: int,  # n, number of codes: log₂ n bits in total
     isotropic: bool = False,  # use only the mean variance, as if all eigenvalues were equal
 ) -> Tensor:  # U diag((λ−θ)₊) Uᵀ, (dim, dim), float64
-    """The covariance of codes that attain the Gaussian rate–distortion limit at log₂ n bits per vector.
+    """The covariance of codes that attain the Gaussian rate–distortion limit at log₂ n bits per
+    vector.
 
-    Raises `ValueError` for a covariance that is not square, symmetric, finite and free of negative eigenvalues.
+    Raises `ValueError` for a covariance that is not square, symmetric, finite and free of
+    negative eigenvalues.
     Source: Cover and Thomas 2006, theorem 10.3.3."""
     variances, basis = _code_spectrum(covariance, codebook_size, isotropic)
     return (basis * variances) @ basis.T
@@ -53,12 +59,14 @@ def codebook_covariance(
 def rd_gaussian_init(
     codebook_size: int,  # n, number of codes
     dim: int,  # k, dimensions of a code
-    data: Tensor | None = None,  # latents whose mean and covariance to use, (..., dim); None means N(0, I)
+    # latents whose mean and covariance to use, (..., dim); None means N(0, I)
+    data: Tensor | None = None,
     *,
     generator: torch.Generator | None = None,  # None is a fresh one with seed 0
     isotropic: bool = False,  # use only the mean variance, as if all eigenvalues were equal
 ) -> Tensor:  # codebook, (codebook_size, dim), float32
-    """Codes drawn from N(μ, U diag((λ−θ)₊) Uᵀ), with θ the water level of the data's spectrum at log₂ n bits.
+    """Codes drawn from N(μ, U diag((λ−θ)₊) Uᵀ), with θ the water level of the data's spectrum
+    at log₂ n bits.
 
     Raises `ValueError` for sizes below 1, for fewer than 2 samples and for data that are not finite
     or do not fit `dim`. Source: Cover and Thomas 2006, theorem 10.3.3."""

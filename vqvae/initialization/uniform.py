@@ -19,27 +19,33 @@ def uniform_init(
     *,
     generator: torch.Generator | None = None,  # None is a fresh one with seed 0
 ) -> Tensor:  # codebook, (codebook_size, dim), float32
-    """Codes drawn uniformly from ±1/n in each of the k coordinates: the customary start, which leaves many codes unused.
+    """Codes drawn uniformly from ±1/n in each of the k coordinates: the customary start, which
+    leaves many codes unused.
 
-    Raises `ValueError` for sizes below 1 and for data that are not finite or have another last dimension."""
+    Raises `ValueError` for sizes below 1 and for data that are not finite or have another last
+    dimension."""
     _, generator = initialization_inputs(codebook_size, dim, data, generator)
-    unit = torch.rand(codebook_size, dim, generator=generator, dtype=torch.float64, device=generator.device)
+    unit = torch.rand(codebook_size, dim, generator=generator, dtype=torch.float64,
+                      device=generator.device)
     return as_codebook((2 * unit - 1) / codebook_size, data)
 
 # %% ../../nbs/initialization/01_uniform.ipynb #cell-013
 def normal_init(
     codebook_size: int,  # n, number of codes
     dim: int,  # k, dimensions of a code
-    data: Tensor | None = None,  # latents whose mean and spread to match, (..., dim); None means 0 and 1
+    # latents whose mean and spread to match, (..., dim); None means 0 and 1
+    data: Tensor | None = None,
     *,
     generator: torch.Generator | None = None,  # None is a fresh one with seed 0
 ) -> Tensor:  # codebook, (codebook_size, dim), float32
-    """Codes drawn from a normal distribution with the data's mean and standard deviation in each coordinate.
+    """Codes drawn from a normal distribution with the data's mean and standard deviation in
+    each coordinate.
 
     Raises `ValueError` for sizes below 1, for fewer than 2 samples and for data that are not finite
     or do not fit `dim`."""
     samples, generator = initialization_inputs(codebook_size, dim, data, generator)
-    codes = torch.randn(codebook_size, dim, generator=generator, dtype=torch.float64, device=generator.device)
+    codes = torch.randn(codebook_size, dim, generator=generator, dtype=torch.float64,
+                        device=generator.device)
     if samples is not None:
         require_samples(samples, 2, "normal_init")
         codes = samples.mean(0) + samples.std(0) * codes

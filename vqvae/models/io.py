@@ -24,7 +24,10 @@ def describe(
     tensors: dict[str, Tensor],  # where tensors found on the way are put
     path: str,  # under which name
 ) -> Any:  # JSON data
-    "Write down how `value` was constructed; raises `TypeError` for an argument that cannot be written down."
+    """Write down how `value` was constructed.
+
+    Raises `TypeError` for an argument that cannot be written down.
+    """
     if value is None or isinstance(value, (bool, int, float, str)): return value
     if isinstance(value, Tensor):
         tensors[path] = value
@@ -32,37 +35,46 @@ def describe(
     if isinstance(value, (list, tuple)):
         return [describe(item, tensors, f"{path}.{i}") for i, item in enumerate(value)]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {"dict": {key: describe(item, tensors, f"{path}.{key}") for key, item in value.items()}}
+        return {"dict": {key: describe(item, tensors, f"{path}.{key}")
+                         for key, item in value.items()}}
     if isinstance(value, Component):
-        current = {name: getattr(value, name, argument) if isinstance(argument, Component) else argument
-                   for name, argument in value.arguments.items()}
+        current = {name: getattr(value, name, argument) if isinstance(argument, Component)
+                   else argument for name, argument in value.arguments.items()}
         return {"class": import_path(type(value)), "trainable": value.trainable,
-                "arguments": {name: describe(argument, tensors, f"{path}.{name}") for name, argument in current.items()}}
-    if isinstance(value, (type, Callable)) and hasattr(value, "__qualname__"): return {"name": import_path(value)}
-    raise TypeError(f"{path} cannot be saved: a {type(value).__name__} is neither plain data, a tensor, a component nor a function")
+                "arguments": {name: describe(argument, tensors, f"{path}.{name}")
+                              for name, argument in current.items()}}
+    if isinstance(value, (type, Callable)) and hasattr(value, "__qualname__"):
+        return {"name": import_path(value)}
+    raise TypeError(f"{path} cannot be saved: a {type(value).__name__} is neither plain data, a "
+                    "tensor, a component nor a function")
 
 # %% ../../nbs/models/00_io.ipynb #cell-008
 def rebuild(
     recipe: Any,  # what `describe` returned
     tensors: dict[str, Tensor],  # the tensors that it put aside
 ) -> Any:  # the value, components newly constructed
-    "Construct what a recipe describes; raises `ValueError` for names that do not exist or are no components."
+    """Construct what a recipe describes.
+
+    Raises `ValueError` for names that do not exist or are no components.
+    """
     if isinstance(recipe, list): return [rebuild(item, tensors) for item in recipe]
     if not isinstance(recipe, dict): return recipe
     if "tensor" in recipe: return tensors[recipe["tensor"]]
-    if "dict" in recipe: return {key: rebuild(item, tensors) for key, item in recipe["dict"].items()}
+    if "dict" in recipe:
+        return {key: rebuild(item, tensors) for key, item in recipe["dict"].items()}
     if "name" in recipe: return resolve(recipe["name"])
     kind = resolve(recipe["class"])
     if not (isinstance(kind, type) and issubclass(kind, Component)):
         raise ValueError(f"{recipe['class']} is not a component")
-    return kind(**{name: rebuild(argument, tensors) for name, argument in recipe["arguments"].items()})
+    return kind(**{name: rebuild(argument, tensors)
+                   for name, argument in recipe["arguments"].items()})
 
 # %% ../../nbs/models/00_io.ipynb #cell-010
 def _frozen_parts(component: Component, recipe: dict) -> list[Component]:
     "Components that the recipe says were frozen, outermost only."
     if not recipe["trainable"]: return [component]
-    return [part for name, inner in recipe["arguments"].items() if isinstance(inner, dict) and "class" in inner
-            for part in _frozen_parts(getattr(component, name), inner)]
+    return [part for name, inner in recipe["arguments"].items() if isinstance(inner, dict)
+            and "class" in inner for part in _frozen_parts(getattr(component, name), inner)]
 
 # %% ../../nbs/models/00_io.ipynb #cell-012
 _FORMAT = "vqvae 1"
@@ -85,22 +97,31 @@ def load_component(
     path: str | Path,  # a file that `save_component` wrote
     device: torch.device | str = "cpu",  # where to put it
 ) -> Component:  # constructed, weights restored, in evaluation mode
-    "Rebuild what was saved; raises `ValueError` if the file is not one of ours, is damaged, or names code that is not there."
+    """Rebuild what was saved.
+
+    Raises `ValueError` if the file is not one of ours, is damaged, or names code that is not
+    there.
+    """
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"there is no file {path}")
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error: raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
-    if header.get("format") != _FORMAT: raise ValueError(f"{path} does not say '{_FORMAT}': it was not saved by vqvae")
-    bad = [name for name, value in tensors.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
+    if header.get("format") != _FORMAT:
+        raise ValueError(f"{path} does not say '{_FORMAT}': it was not saved by vqvae")
+    bad = [name for name, value in tensors.items() if value.is_floating_point()
+           and not torch.isfinite(value).all()]
     if bad: raise ValueError(f"{path} holds NaN or infinite values in {', '.join(bad)}")
     recipe = json.loads(header["recipe"])
     component = rebuild(recipe, tensors)
-    state = {name.removeprefix("state."): value for name, value in tensors.items() if name.startswith("state.")}
+    state = {name.removeprefix("state."): value
+             for name, value in tensors.items() if name.startswith("state.")}
     try: component.load_state_dict(state)
-    except RuntimeError as error: raise ValueError(f"{path} does not fit its own recipe: {error}") from None
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit its own recipe: {error}") from None
     for part in (m for m in component.modules() if isinstance(m, Component)): part.unfreeze()
     for part in _frozen_parts(component, recipe): part.freeze()
     return component.to(device).eval()

@@ -21,24 +21,34 @@ from ..quantizers.base import BaseQuantizer
 # %% ../../nbs/models/01_vqvae.ipynb #cell-006
 def check_parts(encoder: BaseEncoder, quantizer: BaseQuantizer, decoder: BaseDecoder) -> None:
     "Raise `TypeError` or `ValueError` unless the three parts can work together."
-    for part, kind, name in ((encoder, BaseEncoder, "encoder"), (quantizer, BaseQuantizer, "quantizer"), (decoder, BaseDecoder, "decoder")):
-        if not isinstance(part, kind): raise TypeError(f"{name} must be a {kind.__name__}, got {type(part).__name__}")
+    for part, kind, name in ((encoder, BaseEncoder, "encoder"),
+                             (quantizer, BaseQuantizer, "quantizer"),
+                             (decoder, BaseDecoder, "decoder")):
+        if not isinstance(part, kind):
+            raise TypeError(f"{name} must be a {kind.__name__}, got {type(part).__name__}")
     for part, name in ((encoder, "encoder"), (decoder, "decoder")):
         if part.dim is not None and part.dim != quantizer.dim:
-            raise ValueError(f"{name} has latents of dimension {part.dim}, the quantizer expects {quantizer.dim}")
+            raise ValueError(f"{name} has latents of dimension {part.dim}, the quantizer expects "
+                             f"{quantizer.dim}")
     shape = encoder.input_shape
     if shape is None: return
-    if decoder.sample_shape is not None and len(decoder.sample_shape) == len(shape): shape = decoder.sample_shape
+    if decoder.sample_shape is not None and len(decoder.sample_shape) == len(shape):
+        shape = decoder.sample_shape
     with evaluating(encoder), evaluating(quantizer), evaluating(decoder):
         reference = next((p for p in encoder.parameters()), torch.zeros(()))
         x = torch.zeros(1, *shape, device=reference.device, dtype=reference.dtype)
         z = encoder(x)
         if z.shape[-1] != quantizer.dim:
-            raise ValueError(f"encoder turns {tuple(x.shape)} into {tuple(z.shape)}, the quantizer expects {quantizer.dim} on the last axis")
+            raise ValueError(f"encoder turns {tuple(x.shape)} into {tuple(z.shape)}, the quantizer "
+                             f"expects {quantizer.dim} on the last axis")
         try: x_recon = decoder(quantizer(z)[0])
-        except ValueError as error: raise ValueError(f"encoder turns {tuple(x.shape)} into {tuple(z.shape)}: {error}") from None
+        except ValueError as error:
+            raise ValueError(
+                f"encoder turns {tuple(x.shape)} into {tuple(z.shape)}: {error}"
+            ) from None
     if x_recon.shape != x.shape:
-        raise ValueError(f"decoder turns latents {tuple(z.shape)} into {tuple(x_recon.shape)}, but the encoder made them of {tuple(x.shape)}")
+        raise ValueError(f"decoder turns latents {tuple(z.shape)} into {tuple(x_recon.shape)}, but "
+                         f"the encoder made them of {tuple(x.shape)}")
 
 # %% ../../nbs/models/01_vqvae.ipynb #cell-008
 class VQVAE(Component):
@@ -58,7 +68,10 @@ class VQVAE(Component):
         self,
         x: Tensor,  # samples, (B, *sample)
     ) -> dict[str, Any]:  # x_recon, z, z_q, indices, z_q_hard, distances, losses
-        "Encode, quantize, decode; raises `ValueError` for NaN, an empty batch or samples that do not fit."
+        """Encode, quantize, decode.
+
+        Raises `ValueError` for NaN, an empty batch or samples that do not fit.
+        """
         z = self.encode(x)
         z_q, indices, info = self.quantizer(z)
         return {"x_recon": self.decode(z_q), "z": z, "z_q": z_q, "indices": indices, **info}
@@ -100,5 +113,6 @@ class VQVAE(Component):
     ) -> Self:  # in evaluation mode
         "Rebuild a saved model; raises `ValueError` if the file holds something else."
         model = load_component(path, device)
-        if not isinstance(model, cls): raise ValueError(f"{path} holds a {type(model).__name__}, not a {cls.__name__}")
+        if not isinstance(model, cls):
+            raise ValueError(f"{path} holds a {type(model).__name__}, not a {cls.__name__}")
         return model

@@ -10,15 +10,44 @@ __all__ = ['BaseQuantizer', 'DistanceLogits', 'EMALearning', 'ExponentialTempera
 
 # %% ../../nbs/quantizers/index.ipynb #cell-002
 from .base import BaseQuantizer
-from .estimators import (graft_gradient, projection, rotation, rotation_tangent, rotation_unscaled,
-                                         straight_through)
+from vqvae.quantizers.estimators import (
+    graft_gradient,
+    projection,
+    rotation,
+    rotation_tangent,
+    rotation_unscaled,
+    straight_through,
+)
 from .fsq import FiniteScalarQuantizer
-from .gumbel import DistanceLogits, ExponentialTemperature, GumbelSoftmaxQuantizer, LinearLogits
+from vqvae.quantizers.gumbel import (
+    DistanceLogits,
+    ExponentialTemperature,
+    GumbelSoftmaxQuantizer,
+    LinearLogits,
+)
 from .learning import EMALearning, LossLearning, Revival
 from .search import nearest_codes
 from .vq import ProjectionVectorQuantizer, RotationVectorQuantizer, VectorQuantizer
 
 # %% ../../nbs/quantizers/index.ipynb #cell-003
-_all_ = ["BaseQuantizer", "DistanceLogits", "EMALearning", "ExponentialTemperature", "FiniteScalarQuantizer", "GumbelSoftmaxQuantizer",
-         "LinearLogits", "LossLearning", "ProjectionVectorQuantizer", "Revival", "RotationVectorQuantizer", "VectorQuantizer",
-         "graft_gradient", "nearest_codes", "projection", "rotation", "rotation_tangent", "rotation_unscaled", "straight_through"]
+_all_ = [
+    "BaseQuantizer",
+    "DistanceLogits",
+    "EMALearning",
+    "ExponentialTemperature",
+    "FiniteScalarQuantizer",
+    "GumbelSoftmaxQuantizer",
+    "LinearLogits",
+    "LossLearning",
+    "ProjectionVectorQuantizer",
+    "Revival",
+    "RotationVectorQuantizer",
+    "VectorQuantizer",
+    "graft_gradient",
+    "nearest_codes",
+    "projection",
+    "rotation",
+    "rotation_tangent",
+    "rotation_unscaled",
+    "straight_through",
+]

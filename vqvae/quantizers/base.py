@@ -28,13 +28,19 @@ def enter(
     dim: int,  # expected size of the last axis
     mask: Tensor | None = None,  # bool, (B, *grid), true at real positions
 ) -> Entered:  # checked, at least float32, padding zeroed
-    "Check latents at a quantizer's door; raises `ValueError` for a wrong last axis, NaN, infinity or no vector at all."
+    """Check latents at a quantizer's door.
+
+    Raises `ValueError` for a wrong last axis, NaN, infinity or no vector at all.
+    """
     if mask is not None:
         if mask.dtype != torch.bool or mask.shape != z.shape[:-1]:
-            raise ValueError(f"mask must be bool with shape {tuple(z.shape[:-1])}, got {mask.dtype} {tuple(mask.shape)}")
-        if not torch.compiler.is_compiling() and not mask.any(): raise ValueError("mask marks every position as padding")
+            raise ValueError(f"mask must be bool with shape {tuple(z.shape[:-1])}, got "
+                             f"{mask.dtype} {tuple(mask.shape)}")
+        if not torch.compiler.is_compiling() and not mask.any():
+            raise ValueError("mask marks every position as padding")
         z = torch.where(mask.unsqueeze(-1), z, torch.zeros((), dtype=z.dtype, device=z.device))
-    if isinstance(z, Tensor) and z.ndim < 2: raise ValueError(f"z must be (B, *grid, {dim}), got shape {tuple(z.shape)}")
+    if isinstance(z, Tensor) and z.ndim < 2:
+        raise ValueError(f"z must be (B, *grid, {dim}), got shape {tuple(z.shape)}")
     check_last_dim(z, dim, "z")
     return Entered(z.to(torch.promote_types(z.dtype, torch.float32)), mask)
 
@@ -55,7 +61,8 @@ def commitment_loss(
     q: Tensor,  # their codewords, same shape
     mask: Tensor | None = None,  # bool, (B, *grid)
 ) -> Tensor:  # scalar, squared error per element
-    "Pull the encoder towards the codewords: the mean of $(z - \\mathrm{sg}[q])^2$ over elements, no gradient to the codebook [@vandenoord2017neural]."
+    """Pull the encoder towards the codewords: the mean of $(z - \\mathrm{sg}[q])^2$ over elements,
+    no gradient to the codebook [@vandenoord2017neural]."""
     return masked_mean((z - q.detach()).square(), mask)
 
 # %% ../../nbs/quantizers/00_base.ipynb #cell-011
@@ -73,19 +80,27 @@ def check_indices(
     indices: Tensor,  # integers, any shape
     codebook_size: int,  # number of codes
 ) -> Tensor:  # int64, same shape
-    "Return `indices` as int64; raises `TypeError` unless they are integers, `ValueError` if one is out of range or none is there."
+    """Return `indices` as int64.
+
+    Raises `TypeError` unless they are integers, `ValueError` if one is out of range or none is
+    there.
+    """
     if not isinstance(indices, Tensor) or indices.dtype == torch.bool or indices.is_floating_point() or indices.is_complex():
-        raise TypeError(f"indices must be an integer tensor, got {getattr(indices, 'dtype', type(indices).__name__)}")
-    if indices.numel() == 0: raise ValueError(f"indices is empty: its shape is {tuple(indices.shape)}")
+        raise TypeError("indices must be an integer tensor, got "
+                        f"{getattr(indices, 'dtype', type(indices).__name__)}")
+    if indices.numel() == 0:
+        raise ValueError(f"indices is empty: its shape is {tuple(indices.shape)}")
     if not torch.compiler.is_compiling():
         low, high = indices.min().item(), indices.max().item()
         if low < 0 or high >= codebook_size:
-            raise ValueError(f"indices must lie in 0..{codebook_size - 1}, got values from {low} to {high}")
+            raise ValueError(f"indices must lie in 0..{codebook_size - 1}, got values from {low} "
+                             f"to {high}")
     return indices.long()
 
 # %% ../../nbs/quantizers/00_base.ipynb #cell-016
 class BaseQuantizer(Component, ABC):
-    "Base of all quantizers: `forward(z, mask=None) -> (z_q, indices, info)`, always three, in training and in evaluation."
+    """Base of all quantizers: `forward(z, mask=None) -> (z_q, indices, info)`, always three, in
+    training and in evaluation."""
 
     def __init__(
         self,
@@ -106,7 +121,8 @@ class BaseQuantizer(Component, ABC):
     def get_codebook(self) -> Tensor:  # (codebook_size, dim)
         "All codewords, in the order of their indices."
         if not isinstance(getattr(self, "codebook", None), Tensor):
-            raise NotImplementedError(f"{type(self).__name__} has no `codebook`: override get_codebook")
+            raise NotImplementedError(f"{type(self).__name__} has no `codebook`: override "
+                                      "get_codebook")
         return self.codebook
 
     def decode(
@@ -121,10 +137,14 @@ class BaseQuantizer(Component, ABC):
         self,
         codebook: Tensor,  # new codewords, (codebook_size, dim)
     ) -> None:
-        "Replace the codewords; raises `ValueError` and changes nothing if shape or values do not fit."
+        """Replace the codewords.
+
+        Raises `ValueError` and changes nothing if shape or values do not fit.
+        """
         current = self.get_codebook()
         if tuple(codebook.shape) != tuple(current.shape):
-            raise ValueError(f"codebook must have shape {tuple(current.shape)}, got {tuple(codebook.shape)}")
+            raise ValueError(f"codebook must have shape {tuple(current.shape)}, got "
+                             f"{tuple(codebook.shape)}")
         current.copy_(check_finite(codebook, "codebook"))
 
     def initialize(
@@ -133,5 +153,8 @@ class BaseQuantizer(Component, ABC):
         data: Tensor | None = None,  # latents to initialize from, (..., dim)
         generator: torch.Generator | None = None,  # source of randomness
     ) -> None:
-        "Set the codebook with an initializer of `vqvae.initialization`. Always explicit: nothing happens at the first forward."
+        """Set the codebook with an initializer of `vqvae.initialization`.
+
+        Always explicit: nothing happens at the first forward.
+        """
         self.set_codebook(initializer(self.codebook_size, self.dim, data, generator=generator))

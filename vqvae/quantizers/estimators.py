@@ -27,7 +27,8 @@ def graft_gradient(
     value: Tensor,  # what comes out, bit for bit
     surrogate: Tensor,  # whose gradient is used, same shape
 ) -> Tensor:  # `value`, with the gradient of `surrogate` added to its own
-    "The value of `value` with the gradient of `surrogate`; detach `value` to stop its own gradient."
+    """The value of `value` with the gradient of `surrogate`; detach `value` to stop its own
+    gradient."""
     return _Graft.apply(value, surrogate)
 
 # %% ../../nbs/quantizers/01_estimators.ipynb #cell-011
@@ -56,23 +57,30 @@ def _frame(z: Tensor, q: Tensor) -> _Frame:
     z_hat, q_hat = z / torch.where(usable, z_norm, 1.0), q / torch.where(usable, q_norm, 1.0)
     opposite = (z_hat + q_hat).square().sum(-1, keepdim=True) <= 8 * info.eps
     defined = usable & ~opposite & (z.shape[-1] > 1)
-    return _Frame(z_hat, q_hat, torch.where(defined, q_norm, 1.0) / torch.where(defined, z_norm, 1.0), defined)
+    return _Frame(z_hat, q_hat,
+                  torch.where(defined, q_norm, 1.0) / torch.where(defined, z_norm, 1.0), defined)
 
 
 def _rotate(x: Tensor, frame: _Frame) -> Tensor:
     "Apply R, with R constant: x − 2r(r·x) + 2q̂(ẑ·x)."
     middle = frame.z_hat + frame.q_hat
     r = middle / torch.where(frame.defined, middle.norm(dim=-1, keepdim=True), 1.0)
-    return x - 2 * r * (r * x).sum(-1, keepdim=True) + 2 * frame.q_hat * (frame.z_hat * x).sum(-1, keepdim=True)
+    return (
+        x
+        - 2 * r * (r * x).sum(-1, keepdim=True)
+        + 2 * frame.q_hat * (frame.z_hat * x).sum(-1, keepdim=True)
+    )
 
 # %% ../../nbs/quantizers/01_estimators.ipynb #cell-015
 def rotation(
     z: Tensor,  # latents, (..., dim)
     q: Tensor,  # nearest codewords, (..., dim)
 ) -> Tensor:  # value of q, Jacobian λR with respect to z, λ = ‖q‖/‖z‖
-    "Rotate and rescale the gradient as z is rotated and rescaled onto q [@fifty2024restructuring, algorithm 1]."
+    """Rotate and rescale the gradient as z is rotated and rescaled onto q [@fifty2024restructuring,
+    algorithm 1]."""
     frame = _frame(z, q)
-    return graft_gradient(q.detach(), torch.where(frame.defined, frame.scale * _rotate(z, frame), z))
+    return graft_gradient(q.detach(),
+                          torch.where(frame.defined, frame.scale * _rotate(z, frame), z))
 
 # %% ../../nbs/quantizers/01_estimators.ipynb #cell-021
 def rotation_unscaled(
@@ -91,7 +99,8 @@ def rotation_tangent(
     "The rotation with a live norm: the gradient has no part along z."
     frame = _frame(z, q)
     tangent = z - frame.z_hat * (frame.z_hat * z).sum(-1, keepdim=True)
-    return graft_gradient(q.detach(), torch.where(frame.defined, frame.scale * _rotate(tangent, frame), z))
+    return graft_gradient(q.detach(),
+                          torch.where(frame.defined, frame.scale * _rotate(tangent, frame), z))
 
 # %% ../../nbs/quantizers/01_estimators.ipynb #cell-026
 def projection(

@@ -24,15 +24,24 @@ _MOST_LEVELS = 1 << 20
 def check_levels(
     levels: Sequence[int],  # number of levels of each coordinate
 ) -> tuple[int, ...]:  # the same
-    "Levels as a tuple; raises `TypeError` unless they are integers, `ValueError` if there are none, too few or too many."
-    if isinstance(levels, (int, str)): raise TypeError(f"levels must be a list of integers, got {levels!r}")
+    """Levels as a tuple.
+
+    Raises `TypeError` unless they are integers, `ValueError` if there are none, too few or too
+    many.
+    """
+    if isinstance(levels, (int, str)):
+        raise TypeError(f"levels must be a list of integers, got {levels!r}")
     for level in levels:
-        if isinstance(level, bool) or not isinstance(level, int): raise TypeError(f"levels must be integers, got {level!r}")
+        if isinstance(level, bool) or not isinstance(level, int):
+            raise TypeError(f"levels must be integers, got {level!r}")
         if level < 2: raise ValueError(f"levels must be at least 2 each, got {list(levels)}")
-    if len(levels) == 0: raise ValueError("levels is empty: give one number of levels per coordinate")
+    if len(levels) == 0:
+        raise ValueError("levels is empty: give one number of levels per coordinate")
     if math.prod(levels) > 2 ** 63 - 1:
-        raise ValueError(f"levels give 2^{math.log2(math.prod(levels)):.1f} codes, more than the 2^63 - 1 that int64 can index")
-    if max(levels) > _MOST_LEVELS: raise ValueError(f"levels must be at most {_MOST_LEVELS} each, got {list(levels)}")
+        raise ValueError(f"levels give 2^{math.log2(math.prod(levels)):.1f} codes, more than the "
+                         "2^63 - 1 that int64 can index")
+    if max(levels) > _MOST_LEVELS:
+        raise ValueError(f"levels must be at most {_MOST_LEVELS} each, got {list(levels)}")
     return tuple(levels)
 
 # %% ../../nbs/quantizers/05_fsq.ipynb #cell-009
@@ -48,7 +57,8 @@ def bound(
     z: Tensor,  # latents, (..., dim)
     levels: Tensor,  # number of levels of each coordinate, int64, (dim,)
 ) -> Tensor:  # between −⌊L/2⌋ and ⌈L/2⌉ − 1 after rounding, (..., dim)
-    "Squash each coordinate so that it rounds to one of its levels [@mentzer2023finite, appendix A.1]."
+    """Squash each coordinate so that it rounds to one of its levels [@mentzer2023finite, appendix
+    A.1]."""
     half, offset, shift = _constants(levels, z.dtype)
     return half * torch.tanh(z + shift) - offset
 
@@ -67,7 +77,8 @@ def round_codes(
 ) -> tuple[Tensor, Tensor]:  # codewords with a gradient (..., dim), integer codes int64 (..., dim)
     "Round to codewords; the gradient passes as if only divided by ⌊L/2⌋."
     codes = bounded.detach().round().long()
-    return graft_gradient(codes_to_vectors(codes, levels).to(bounded.dtype), bounded / (levels // 2)), codes
+    return graft_gradient(codes_to_vectors(codes, levels).to(bounded.dtype),
+                          bounded / (levels // 2)), codes
 
 # %% ../../nbs/quantizers/05_fsq.ipynb #cell-019
 def _radix(levels: Tensor) -> Tensor:
@@ -121,18 +132,23 @@ class FiniteScalarQuantizer(BaseQuantizer):
         indices: Tensor,  # integers in 0..codebook_size-1, (B, *grid)
     ) -> Tensor:  # codewords, float32, (B, *grid, dim)
         "Compute codewords."
-        return codes_to_vectors(indices_to_codes(check_indices(indices, self.codebook_size), self._levels), self._levels)
+        return codes_to_vectors(indices_to_codes(check_indices(indices, self.codebook_size),
+                                                 self._levels), self._levels)
 
     def get_codebook(self) -> Tensor:  # (codebook_size, dim), float32
-        "All codewords in the order of their indices; raises `ValueError` above 2^24 of them, where the table would not fit."
+        """All codewords in the order of their indices.
+
+        Raises `ValueError` above 2^24 of them, where the table would not fit.
+        """
         if self.codebook_size > _LARGEST_TABLE:
-            raise ValueError(f"get_codebook would make {self.codebook_size} codewords, more than {_LARGEST_TABLE}: "
-                             "use decode for the ones you need")
+            raise ValueError(f"get_codebook would make {self.codebook_size} codewords, more than "
+                             f"{_LARGEST_TABLE}: use decode for the ones you need")
         return self.decode(torch.arange(self.codebook_size, device=self._levels.device))
 
     def set_codebook(self, codebook: Tensor) -> None:
         "There is no codebook to set: raises `TypeError`."
-        raise TypeError(f"FiniteScalarQuantizer has no codebook to set or initialize: levels {list(self.levels)} fix it")
+        raise TypeError("FiniteScalarQuantizer has no codebook to set or initialize: levels "
+                        f"{list(self.levels)} fix it")
 
     def initialize(
         self,

@@ -16,7 +16,14 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Component, check_finite, check_last_dim, check_positive, seeded, step_generator
+from vqvae.core import (
+    Component,
+    check_finite,
+    check_last_dim,
+    check_positive,
+    seeded,
+    step_generator,
+)
 from ..initialization.uniform import uniform_init
 from .base import BaseQuantizer, enter, masked_mean, quantization_info
 from .estimators import graft_gradient
@@ -44,7 +51,8 @@ class DistanceLogits(Component):
 
 # %% ../../nbs/quantizers/06_gumbel.ipynb #cell-008
 class LinearLogits(Component):
-    "A learned linear map from latents to logits; the codewords take no part [@jang2016categorical]."
+    """A learned linear map from latents to logits; the codewords take no part
+    [@jang2016categorical]."""
 
     def __init__(
         self,
@@ -54,7 +62,8 @@ class LinearLogits(Component):
     ):
         super().__init__()
         self.dim = int(check_positive(dim, "dim"))
-        with seeded(seed): self.linear = nn.Linear(self.dim, int(check_positive(codebook_size, "codebook_size")))
+        with seeded(seed):
+            self.linear = nn.Linear(self.dim, int(check_positive(codebook_size, "codebook_size")))
 
     def forward(
         self,
@@ -71,7 +80,11 @@ def gumbel_noise(
     generator: torch.Generator,  # source of randomness
 ) -> Tensor:  # standard Gumbel numbers
     "Minus the logarithm of exponential numbers."
-    return -torch.empty_like(like, memory_format=torch.contiguous_format).exponential_(generator=generator).log()
+    return (
+        -torch.empty_like(like, memory_format=torch.contiguous_format)
+        .exponential_(generator=generator)
+        .log()
+    )
 
 # %% ../../nbs/quantizers/06_gumbel.ipynb #cell-014
 class ExponentialTemperature(Component):
@@ -101,7 +114,8 @@ def draw_codewords(
     temperature: float,  # τ
     hard: bool = True,  # codewords, or their mixture
 ) -> tuple[Tensor, Tensor]:  # z_q (..., dim), indices int64 (...)
-    "Codewords of the highest scores with the gradient of the mixture, or the mixture [@jang2016categorical, section 2.2]."
+    """Codewords of the highest scores with the gradient of the mixture, or the mixture
+    [@jang2016categorical, section 2.2]."""
     indices, y = scores.argmax(-1), (scores / temperature).softmax(-1)
     if not hard: return y @ codebook, indices
     return graft_gradient(F.embedding(indices, codebook), y @ codebook.detach()), indices
@@ -119,27 +133,36 @@ def _rank() -> int: return dist.get_rank() if dist.is_available() and dist.is_in
 
 
 class GumbelSoftmaxQuantizer(BaseQuantizer):
-    "Codes drawn from a distribution in training, the likeliest code in evaluation [@jang2016categorical; @maddison2016concrete]."
+    """Codes drawn from a distribution in training, the likeliest code in evaluation
+    [@jang2016categorical; @maddison2016concrete]."""
 
     def __init__(
         self,
         dim: int,  # size of the last axis of the latents
         codebook_size: int,  # number of codewords, n
-        init_codebook: Tensor | None = None,  # starting codewords (n, dim); uniform in ±1/n when left out
-        logits: Component | None = None,  # (z, codebook) -> logits (..., n); `DistanceLogits()` when left out
-        temperature: float | Component | Callable[[int], float] = 1.0,  # τ, or τ as a function of the training step
+        # starting codewords (n, dim); uniform in ±1/n when left out
+        init_codebook: Tensor | None = None,
+        # (z, codebook) -> logits (..., n); `DistanceLogits()` when left out
+        logits: Component | None = None,
+        # τ, or τ as a function of the training step
+        temperature: float | Component | Callable[[int], float] = 1.0,
         hard: bool = True,  # codewords in training; False: mixtures of them
         seed: int = 0,  # of the uniform start and of the noise
     ):
         super().__init__(dim, codebook_size)
         if init_codebook is None:
-            init_codebook = uniform_init(codebook_size, dim, generator=torch.Generator().manual_seed(seed))
+            init_codebook = uniform_init(codebook_size, dim,
+                                         generator=torch.Generator().manual_seed(seed))
         elif tuple(init_codebook.shape) != (codebook_size, dim):
-            raise ValueError(f"init_codebook must have shape {(codebook_size, dim)}, got {tuple(init_codebook.shape)}")
+            raise ValueError(f"init_codebook must have shape {(codebook_size, dim)}, got "
+                             f"{tuple(init_codebook.shape)}")
         self.codebook = nn.Parameter(check_finite(init_codebook, "init_codebook").detach().clone())
         self.logits = DistanceLogits() if logits is None else logits
-        with torch.no_grad(): shape = tuple(self.logits(self.codebook[:1].detach(), self.codebook).shape)
-        if shape != (1, codebook_size): raise ValueError(f"logits must have shape {(1, codebook_size)} for 1 latent, got {shape}")
+        with torch.no_grad():
+            shape = tuple(self.logits(self.codebook[:1].detach(), self.codebook).shape)
+        if shape != (1, codebook_size):
+            raise ValueError(f"logits must have shape {(1, codebook_size)} for 1 latent, got "
+                             f"{shape}")
         if not callable(temperature): check_positive(temperature, "temperature")
         self.temperature, self.hard, self.seed = temperature, hard, seed
         self.register_buffer("step", torch.tensor(0))
@@ -155,7 +178,8 @@ class GumbelSoftmaxQuantizer(BaseQuantizer):
         z: Tensor,  # latents, (B, *grid, dim)
         mask: Tensor | None = None,  # bool, (B, *grid), true at real positions
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:  # z_q (B, *grid, dim), indices (B, *grid), info with the loss kl in nats
-        "Draw codes in training, and count the step; take the likeliest in evaluation, without noise."
+        """Draw codes in training, and count the step; take the likeliest in evaluation, without
+        noise."""
         x, mask = enter(z, self.dim, mask)
         temperature = self.current_temperature()
         with torch.autocast(x.device.type, enabled=False):
@@ -165,7 +189,8 @@ class GumbelSoftmaxQuantizer(BaseQuantizer):
             if self.training:
                 generator = step_generator(self.seed, self.step.item(), x.device, _rank())
                 scores = logits + gumbel_noise(logits, generator)
-            z_q, indices = draw_codewords(scores, codebook, temperature, self.hard or not self.training)
+            z_q, indices = draw_codewords(scores, codebook, temperature,
+                                          self.hard or not self.training)
         info = quantization_info(x, F.embedding(indices, codebook), losses)
         if self.training: self.step += 1
         return z_q.to(z.dtype), indices, info

@@ -27,14 +27,16 @@ class LossLearning(Component):
         mask: Tensor | None = None,  # bool, (B, *grid), true at real positions
     ) -> dict[str, Tensor]:  # codebook and commitment, scalars
         "Unweighted loss terms."
-        return {"codebook": masked_mean((z.detach() - q).square(), mask), "commitment": commitment_loss(z, q, mask)}
+        return {"codebook": masked_mean((z.detach() - q).square(), mask),
+                "commitment": commitment_loss(z, q, mask)}
 
     def update(self, codebook: Tensor, z: Tensor, indices: Tensor) -> None: "The optimizer does it."
 
     def restart(self, codes: Tensor, codebook: Tensor) -> None: "No statistics to reset."
 
 # %% ../../nbs/quantizers/03_learning.ipynb #cell-010
-def _parallel() -> bool: return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+def _parallel() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _sum_over_ranks(x: Tensor) -> Tensor:
@@ -44,9 +46,11 @@ def _sum_over_ranks(x: Tensor) -> Tensor:
 
 
 def _rows_of_all_ranks(x: Tensor) -> Tensor:
-    "Rows of all processes in rank order, (sum of N, dim); the ranks may hold different numbers of rows."
+    """Rows of all processes in rank order, (sum of N, dim); the ranks may hold different numbers of
+    rows."""
     if not _parallel(): return x
-    sizes = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(dist.get_world_size())]
+    sizes = [torch.zeros(1, dtype=torch.int64, device=x.device)
+             for _ in range(dist.get_world_size())]
     dist.all_gather(sizes, torch.tensor([len(x)], device=x.device))
     padded = x.new_zeros(int(max(sizes)), x.shape[1])
     padded[:len(x)] = x
@@ -56,7 +60,8 @@ def _rows_of_all_ranks(x: Tensor) -> Tensor:
 
 # %% ../../nbs/quantizers/03_learning.ipynb #cell-011
 class EMALearning(Component):
-    "The codebook is a buffer that follows the mean of its latents [@vandenoord2017neural, appendix A.1]."
+    """The codebook is a buffer that follows the mean of its latents [@vandenoord2017neural,
+    appendix A.1]."""
     by_gradient = False
 
     def __init__(
@@ -71,10 +76,13 @@ class EMALearning(Component):
         self.decay, self.epsilon, self.every = decay, epsilon, int(check_positive(every, "every"))
 
     def attach(self, codebook: Tensor) -> None:
-        "Start the statistics consistently with a codebook (codebook_size, dim): counts 1, sums equal to the codes."
+        """Start the statistics consistently with a codebook (codebook_size, dim): counts 1, sums
+        equal to the codes."""
         count = codebook.new_ones(len(codebook))
-        for name, start in (("count", count), ("total", codebook.detach().clone()), ("new_count", torch.zeros_like(count)),
-                            ("new_total", torch.zeros_like(codebook)), ("batches", torch.tensor(0, device=codebook.device))):
+        for name, start in (("count", count), ("total", codebook.detach().clone()),
+                            ("new_count", torch.zeros_like(count)),
+                            ("new_total", torch.zeros_like(codebook)),
+                            ("batches", torch.tensor(0, device=codebook.device))):
             if name in self._buffers: getattr(self, name).copy_(start)
             else: self.register_buffer(name, start)
 
@@ -102,18 +110,22 @@ class EMALearning(Component):
             new.zero_()
         self.batches.zero_()
         everything = self.count.sum()
-        smooth = (self.count + self.epsilon) / (everything + len(codebook) * self.epsilon) * everything
-        codebook.copy_(torch.where(smooth.unsqueeze(1) > 0, self.total / smooth.unsqueeze(1), codebook))
+        smooth = (self.count + self.epsilon) / (everything + len(codebook)
+                                                * self.epsilon) * everything
+        codebook.copy_(torch.where(smooth.unsqueeze(1) > 0, self.total / smooth.unsqueeze(1),
+                                   codebook))
 
     @torch.no_grad()
     def restart(self, codes: Tensor, codebook: Tensor) -> None:
-        "Forget the statistics of some codes (bool, (codebook_size,)): count 1, sum equal to the code."
+        """Forget the statistics of some codes (bool, (codebook_size,)): count 1, sum equal to the
+        code."""
         self.count[codes], self.total[codes] = 1.0, codebook[codes]
         self.new_count[codes], self.new_total[codes] = 0.0, 0.0
 
 # %% ../../nbs/quantizers/03_learning.ipynb #cell-019
 class Revival(Component):
-    "Move codes that were idle for many steps onto latents of the current batch, as in [@razavi2019generating]."
+    """Move codes that were idle for many steps onto latents of the current batch, as in
+    [@razavi2019generating]."""
 
     def __init__(
         self,

@@ -17,9 +17,11 @@ _CODES = 4096  # codes in one tile
 
 
 def _unit(dtype: torch.dtype) -> float:
-    "Relative precision of a matrix product in `dtype`, reduced-precision modes of float32 included."
+    """Relative precision of a matrix product in `dtype`, reduced-precision modes of float32
+    included."""
     reduced = {"high": 2.0 ** -10, "medium": 2.0 ** -8}
-    if dtype == torch.float32: return reduced.get(torch.get_float32_matmul_precision(), torch.finfo(dtype).eps)
+    if dtype == torch.float32:
+        return reduced.get(torch.get_float32_matmul_precision(), torch.finfo(dtype).eps)
     return torch.finfo(dtype).eps
 
 
@@ -91,8 +93,13 @@ def nearest_codes(
     z: Tensor,  # vectors, (..., dim)
     codebook: Tensor,  # codewords, (codebook_size, dim)
 ) -> Tensor:  # index of the nearest codeword in squared Euclidean distance, int64, (...)
-    "Exact nearest codewords in bounded memory, ties to the lowest index; raises `ValueError` for shapes that do not fit, NaN, empty input."
-    if codebook.ndim != 2: raise ValueError(f"codebook must be (codebook_size, dim), got shape {tuple(codebook.shape)}")
+    """Exact nearest codewords in bounded memory, ties to the lowest index.
+
+    Raises `ValueError` for shapes that do not fit, NaN, empty input.
+    """
+    if codebook.ndim != 2:
+        raise ValueError("codebook must be (codebook_size, dim), got shape "
+                         f"{tuple(codebook.shape)}")
     check_last_dim(z, codebook.shape[1], "z")
     check_last_dim(codebook, z.shape[-1], "codebook")
     dtype = torch.promote_types(torch.promote_types(z.dtype, codebook.dtype), torch.float32)

@@ -28,18 +28,23 @@ class VectorQuantizer(BaseQuantizer):
         self,
         dim: int,  # size of the last axis of the latents
         codebook_size: int,  # number of codewords, n
-        init_codebook: Tensor | None = None,  # starting codewords (n, dim); uniform in ±1/n when left out
-        estimator: Callable[[Tensor, Tensor], Tensor] = straight_through,  # (z, q) -> z_q, decides the gradient
-        learning: LossLearning | EMALearning | None = None,  # how codewords move; by loss when left out
+        # starting codewords (n, dim); uniform in ±1/n when left out
+        init_codebook: Tensor | None = None,
+        # (z, q) -> z_q, decides the gradient
+        estimator: Callable[[Tensor, Tensor], Tensor] = straight_through,
+        # how codewords move; by loss when left out
+        learning: LossLearning | EMALearning | None = None,
         revival: Revival | None = None,  # what happens to dead codes; nothing when left out
         seed: int = 0,  # of the uniform start
     ):
         super().__init__(dim, codebook_size)
         self.estimator, self.learning, self.revival = estimator, learning or LossLearning(), revival
         if init_codebook is None:
-            init_codebook = uniform_init(codebook_size, dim, generator=torch.Generator().manual_seed(seed))
+            init_codebook = uniform_init(codebook_size, dim,
+                                         generator=torch.Generator().manual_seed(seed))
         elif tuple(init_codebook.shape) != (codebook_size, dim):
-            raise ValueError(f"init_codebook must have shape {(codebook_size, dim)}, got {tuple(init_codebook.shape)}")
+            raise ValueError(f"init_codebook must have shape {(codebook_size, dim)}, got "
+                             f"{tuple(init_codebook.shape)}")
         codebook = check_finite(init_codebook, "init_codebook").detach().clone()
         if self.learning.by_gradient: self.codebook = nn.Parameter(codebook)
         else: self.register_buffer("codebook", codebook)
@@ -71,7 +76,9 @@ class VectorQuantizer(BaseQuantizer):
     @torch.no_grad()
     def _learn(self, z: Tensor, indices: Tensor, mask: Tensor | None) -> None:
         "Update after the output was made, from real positions only."
-        rows, codes = (z.flatten(0, -2), indices.flatten()) if mask is None else (z[mask], indices[mask])
+        rows, codes = (
+            (z.flatten(0, -2), indices.flatten()) if mask is None else (z[mask], indices[mask])
+        )
         self.learning.update(self.codebook, rows, codes)
         if self.revival is not None:
             self.learning.restart(self.revival.revive(self.codebook, rows, codes), self.codebook)
@@ -84,8 +91,10 @@ class RotationVectorQuantizer(VectorQuantizer):
         self,
         dim: int,  # size of the last axis of the latents
         codebook_size: int,  # number of codewords, n
-        init_codebook: Tensor | None = None,  # starting codewords (n, dim); uniform in ±1/n when left out
-        learning: LossLearning | EMALearning | None = None,  # how codewords move; by loss when left out
+        # starting codewords (n, dim); uniform in ±1/n when left out
+        init_codebook: Tensor | None = None,
+        # how codewords move; by loss when left out
+        learning: LossLearning | EMALearning | None = None,
         revival: Revival | None = None,  # what happens to dead codes
         seed: int = 0,  # of the uniform start
     ):
@@ -99,8 +108,10 @@ class ProjectionVectorQuantizer(VectorQuantizer):
         self,
         dim: int,  # size of the last axis of the latents
         codebook_size: int,  # number of codewords, n
-        init_codebook: Tensor | None = None,  # starting codewords (n, dim); uniform in ±1/n when left out
-        learning: LossLearning | EMALearning | None = None,  # how codewords move; by loss when left out
+        # starting codewords (n, dim); uniform in ±1/n when left out
+        init_codebook: Tensor | None = None,
+        # how codewords move; by loss when left out
+        learning: LossLearning | EMALearning | None = None,
         revival: Revival | None = None,  # what happens to dead codes
         seed: int = 0,  # of the uniform start
     ):

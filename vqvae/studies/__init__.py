@@ -8,9 +8,17 @@ __all__ = ['Study', 'compare_rows', 'find_study', 'load_rows', 'mean_interval', 
 
 # %% ../../nbs/studies/index.ipynb #cell-002
 from vqvae.studies.study import (
-    Study, compare_rows, find_study, load_rows, mean_interval, run_study, save_rows, stored_rows, summarize_rows,
+    Study,
+    compare_rows,
+    find_study,
+    load_rows,
+    mean_interval,
+    run_study,
+    save_rows,
+    stored_rows,
+    summarize_rows,
 )
 
 # %% ../../nbs/studies/index.ipynb #cell-003
-_all_ = ["Study", "compare_rows", "find_study", "load_rows", "mean_interval", "run_study", "save_rows", "stored_rows",
-         "summarize_rows"]
+_all_ = ["Study", "compare_rows", "find_study", "load_rows", "mean_interval", "run_study",
+         "save_rows", "stored_rows", "summarize_rows"]

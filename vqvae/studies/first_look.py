@@ -28,7 +28,6 @@ from ..encoders.conv import ConvEncoder
 from ..encoders.pca import PCAEncoder
 from ..encoders.transformer import TransformerEncoder
 from ..evaluation.style import LIMIT, PALETTE
-from .study import Study, summarize_rows
 from ..initialization.data import kmeans_init
 from ..initialization.rate_distortion import rd_gaussian_init
 from ..initialization.uniform import uniform_init
@@ -37,13 +36,15 @@ from ..quantizers.base import BaseQuantizer
 from ..quantizers.fsq import FiniteScalarQuantizer
 from ..quantizers.gumbel import ExponentialTemperature, GumbelSoftmaxQuantizer
 from ..quantizers.vq import RotationVectorQuantizer, VectorQuantizer
+from .study import Study, summarize_rows
 from ..theory.rate_distortion import water_filling
 from ..training.trainer import Trainer
 
 # %% ../../nbs/studies/01_first_look.ipynb #cell-006
 @cache
 def _dataset(task: str) -> InMemoryDataset:
-    return GaussianDataset(d=64, k=8, n_samples=20_000, n_test=20_000) if task == "gaussian" else DigitsDataset()
+    return GaussianDataset(d=64, k=8, n_samples=20_000,
+                           n_test=20_000) if task == "gaussian" else DigitsDataset()
 
 
 def _autoencoder(task: str, seed: int) -> tuple[BaseEncoder, BaseDecoder]:
@@ -55,18 +56,23 @@ def _autoencoder(task: str, seed: int) -> tuple[BaseEncoder, BaseDecoder]:
         return (ConvEncoder(1, dim=4, downsample=4, hidden=32, residual_blocks=1, seed=seed),
                 ConvDecoder(1, dim=4, upsample=4, hidden=32, residual_blocks=1, seed=seed + 1000))
     if task == "transformer":
-        return TransformerEncoder(1, 8, 4, dim=4, depth=1, seed=seed), TransformerDecoder(1, 8, 4, dim=4, depth=1, seed=seed + 1000)
+        return TransformerEncoder(1, 8, 4, dim=4, depth=1, seed=seed), TransformerDecoder(
+            1, 8, 4, dim=4, depth=1, seed=seed + 1000
+        )
     raise ValueError(f"task must be gaussian, conv or transformer, got {task!r}")
 
 # %% ../../nbs/studies/01_first_look.ipynb #cell-008
-_INITIALIZERS: dict[str, Callable] = {"uniform": uniform_init, "k-means": kmeans_init, "rate–distortion": rd_gaussian_init}
+_INITIALIZERS: dict[str, Callable] = {"uniform": uniform_init, "k-means": kmeans_init,
+                                      "rate–distortion": rd_gaussian_init}
 
 
 def _quantizer(name: str, dim: int, steps: int, seed: int) -> BaseQuantizer:
     "A quantizer with 256 codes."
     if name == "VQ": return VectorQuantizer(dim, 256, seed=seed)
     if name == "rotation VQ": return RotationVectorQuantizer(dim, 256, seed=seed)
-    if name == "Gumbel": return GumbelSoftmaxQuantizer(dim, 256, temperature=ExponentialTemperature(1.0, 0.1, steps), seed=seed)
+    if name == "Gumbel":
+        return GumbelSoftmaxQuantizer(dim, 256, temperature=ExponentialTemperature(1.0, 0.1, steps),
+                                      seed=seed)
     if name == "FSQ": return FiniteScalarQuantizer([round(256 ** (1 / dim))] * dim)
     raise ValueError(f"quantizer must be VQ, rotation VQ, Gumbel or FSQ, got {name!r}")
 
@@ -82,10 +88,13 @@ def measure(
     dataset, (encoder, decoder) = _dataset(task), _autoencoder(task, seed)
     model = VQVAE(encoder, _quantizer(quantizer, encoder.dim, steps, seed), decoder)
     if initialization in _INITIALIZERS:
-        latents = dataset.get_initialization_batch(1024 if task == "gaussian" else 512, encoder, seed=seed)
-        model.quantizer.initialize(_INITIALIZERS[initialization], latents, torch.Generator().manual_seed(seed))
+        latents = dataset.get_initialization_batch(1024 if task == "gaussian" else 512, encoder,
+                                                   seed=seed)
+        model.quantizer.initialize(_INITIALIZERS[initialization], latents,
+                                   torch.Generator().manual_seed(seed))
     rate = 1e-2 if task == "gaussian" else 3e-3
-    trainer = Trainer(model, optimizer=lambda p: torch.optim.Adam(p, lr=rate), clip_norm=1.0, seed=seed)
+    trainer = Trainer(model, optimizer=lambda p: torch.optim.Adam(p, lr=rate), clip_norm=1.0,
+                      seed=seed)
     trainer.fit(dataset, steps=steps, batch_size=256 if task == "gaussian" else 64, progress=False)
     scores = trainer.evaluate(dataset)
     positions = model.tokenize(dataset.test[:1]).numel()
@@ -97,16 +106,19 @@ def measure(
 # %% ../../nbs/studies/01_first_look.ipynb #cell-012
 def _grid() -> list[dict]:
     "Every task with every quantizer and every start that applies to it."
-    pairs = [(name, start) for name in ("VQ", "rotation VQ", "Gumbel") for start in _INITIALIZERS] + [("FSQ", "–")]
+    pairs = [(name, start) for name in ("VQ", "rotation VQ", "Gumbel")
+             for start in _INITIALIZERS] + [("FSQ", "–")]
     return [{"task": task, "quantizer": name, "initialization": start, "steps": steps}
-            for task, steps in (("gaussian", 400), ("conv", 200), ("transformer", 200)) for name, start in pairs]
+            for task, steps in (("gaussian", 400), ("conv", 200), ("transformer", 200))
+            for name, start in pairs]
 
 
 def summarize(
     rows: pd.DataFrame,  # rows of the study
 ) -> pd.DataFrame:  # one row per task, quantizer and start
     "Mean distortion with its 95 % interval, rate, use of the codes, limit."
-    table = summarize_rows(rows, ["task", "quantizer", "initialization"], ["distortion", "bits", "perplexity", "dead_codes", "limit"])
+    table = summarize_rows(rows, ["task", "quantizer", "initialization"],
+                           ["distortion", "bits", "perplexity", "dead_codes", "limit"])
     return table.drop(columns=["± bits", "± perplexity", "± dead_codes", "± limit"])
 
 # %% ../../nbs/studies/01_first_look.ipynb #cell-013
@@ -116,13 +128,18 @@ def draw(
     "Distortion of every method with its interval, and the limit where it is known."
     table = summarize(rows)
     fig, axes = plt.subplots(1, table.task.nunique(), figsize=(10, 3.9), sharey=True)
-    labels = [f"{q}, {i}" if i in _INITIALIZERS else q for q, i in table[["quantizer", "initialization"]].drop_duplicates().itertuples(index=False)]
+    labels = [f"{q}, {i}" if i in _INITIALIZERS else q
+              for q, i in table[["quantizer",
+                                 "initialization"]].drop_duplicates().itertuples(index=False)]
     for ax, (task, part) in zip(np.atleast_1d(axes), table.groupby("task", sort=False)):
         for y, (_, row) in enumerate(part.iterrows()):
             color = PALETTE[["VQ", "rotation VQ", "Gumbel", "FSQ"].index(row.quantizer)]
-            ax.errorbar(row.distortion, y, xerr=row["± distortion"], fmt="o", color=color, capsize=3)
-        if part.limit.notna().all(): ax.axvline(part.limit.iloc[0], color=LIMIT, ls="--", label="water-filling limit")
-        ax.set(title=f"{task}, {part.bits.iloc[0]:.0f} bits per sample", xlabel="distortion per dimension", yticks=range(len(labels)))
+            ax.errorbar(row.distortion, y, xerr=row["± distortion"], fmt="o", color=color,
+                        capsize=3)
+        if part.limit.notna().all():
+            ax.axvline(part.limit.iloc[0], color=LIMIT, ls="--", label="water-filling limit")
+        ax.set(title=f"{task}, {part.bits.iloc[0]:.0f} bits per sample",
+               xlabel="distortion per dimension", yticks=range(len(labels)))
         ax.set_yticklabels(labels)
         ax.locator_params(axis="x", nbins=4)
         ax.grid(axis="y", visible=False)
@@ -131,5 +148,5 @@ def draw(
     return fig
 
 
-first_look = Study("first-look", "Which quantizer, which gradient, which start, at the same rate?", measure, _grid(),
-                   summarize=summarize, draw=draw)
+first_look = Study("first-look", "Which quantizer, which gradient, which start, at the same rate?",
+                   measure, _grid(), summarize=summarize, draw=draw)

@@ -24,32 +24,48 @@ from ..data.patches import ImagePatchDataset
 from ..decoders.conv import ConvDecoder
 from ..encoders.conv import ConvEncoder
 from ..evaluation.style import PALETTE
-from .study import Study, summarize_rows
 from ..initialization.data import kmeans_init
 from ..models.vqvae import VQVAE
 from ..quantizers.base import BaseQuantizer
-from ..quantizers.estimators import projection, rotation, rotation_tangent, rotation_unscaled, straight_through
-from ..quantizers.gumbel import (DistanceLogits, ExponentialTemperature, GumbelSoftmaxQuantizer, draw_codewords,
-                                     gumbel_noise)
+from vqvae.quantizers.estimators import (
+    projection,
+    rotation,
+    rotation_tangent,
+    rotation_unscaled,
+    straight_through,
+)
+from vqvae.quantizers.gumbel import (
+    DistanceLogits,
+    ExponentialTemperature,
+    GumbelSoftmaxQuantizer,
+    draw_codewords,
+    gumbel_noise,
+)
 from ..quantizers.learning import EMALearning, LossLearning, Revival
 from ..quantizers.search import nearest_codes
 from ..quantizers.vq import VectorQuantizer
+from .study import Study, summarize_rows
 from ..training.trainer import Trainer
 
 # %% ../../nbs/studies/03_gradients.ipynb #cell-006
 ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "straight-through": straight_through, "rotation": rotation, "rotation, unscaled": rotation_unscaled,
-    "rotation, tangent": rotation_tangent, "projection": projection}
+    "straight-through": straight_through,
+    "rotation": rotation,
+    "rotation, unscaled": rotation_unscaled,
+    "rotation, tangent": rotation_tangent,
+    "projection": projection,
+}
 
 
 def _estimator(name: str) -> Callable[[Tensor, Tensor], Tensor]:
     "The estimator of that name; raises `ValueError` for another name."
-    if name not in ESTIMATORS: raise ValueError(f"estimator must be one of {list(ESTIMATORS)}, got {name!r}")
+    if name not in ESTIMATORS:
+        raise ValueError(f"estimator must be one of {list(ESTIMATORS)}, got {name!r}")
     return ESTIMATORS[name]
 
 # %% ../../nbs/studies/03_gradients.ipynb #cell-009
-MINIMA = torch.tensor([[3.0, 2.0], [-2.805118, 3.131313], [-3.779310, -3.283186], [3.584428, -1.848127]],
-                      dtype=torch.float64)
+MINIMA = torch.tensor([[3.0, 2.0], [-2.805118, 3.131313], [-3.779310, -3.283186],
+                       [3.584428, -1.848127]], dtype=torch.float64)
 
 
 def himmelblau(
@@ -74,18 +90,24 @@ _SIGMA = 0.5
 
 def _turn(angle: float) -> Tensor:
     "Rotation of the plane, (2, 2)."
-    return torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]], dtype=torch.float64)
+    return torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]],
+                        dtype=torch.float64)
 
 
 def _unit_codebook(kind: str, codes: int, generator: torch.Generator) -> Tensor:
     "Codes for N(0, I) in the plane, (n, 2); a lattice reaches beyond the integrals."
     if kind == "lattice":
-        spacing, uniform = 4 / math.sqrt(codes), torch.rand(3, generator=generator, dtype=torch.float64)
-        steps = torch.arange(-math.ceil(9 / spacing), math.ceil(9 / spacing) + 1, dtype=torch.float64)
-        return (torch.cartesian_prod(steps, steps) + uniform[:2]) * spacing @ _turn(uniform[2].item() * math.pi / 2).T
-    if kind not in ("k-means", "sample"): raise ValueError(f"codebook must be lattice, k-means or sample, got {kind!r}")
+        spacing, uniform = 4 / math.sqrt(codes), torch.rand(3, generator=generator,
+                                                            dtype=torch.float64)
+        steps = torch.arange(-math.ceil(9 / spacing), math.ceil(9 / spacing) + 1,
+                             dtype=torch.float64)
+        return (torch.cartesian_prod(steps, steps)
+                + uniform[:2]) * spacing @ _turn(uniform[2].item() * math.pi / 2).T
+    if kind not in ("k-means", "sample"):
+        raise ValueError(f"codebook must be lattice, k-means or sample, got {kind!r}")
     data = torch.randn(20_000, 2, generator=generator, dtype=torch.float64)
-    return kmeans_init(codes, 2, data, generator=generator).double() if kind == "k-means" else data[:codes]
+    return kmeans_init(codes, 2, data,
+                       generator=generator).double() if kind == "k-means" else data[:codes]
 
 # %% ../../nbs/studies/03_gradients.ipynb #cell-013
 class _Problem(NamedTuple):
@@ -117,9 +139,11 @@ def _problem(codebook: str, codes: int, origin: float, seed: int) -> _Problem:
 
 # %% ../../nbs/studies/03_gradients.ipynb #cell-017
 def _compare(mean: Tensor, deviation: Tensor, exact: Tensor) -> dict[str, float]:
-    "Bias, cosine, gain and noise of a gradient whose mean (m,) and standard deviation (scalar) are known."
+    """Bias, cosine, gain and noise of a gradient whose mean (m,) and standard deviation (scalar)
+    are known."""
     size = exact.norm()
-    return {"bias": ((mean - exact).norm() / size).item(), "cosine": (mean @ exact / (mean.norm() * size)).item(),
+    return {"bias": ((mean - exact).norm() / size).item(),
+            "cosine": (mean @ exact / (mean.norm() * size)).item(),
             "gain": (mean @ exact / size.square()).item(), "noise": (deviation / size).item()}
 
 
@@ -137,7 +161,8 @@ _SCALES = torch.linspace(0.5, 2.5, 41, dtype=torch.float64)
 
 
 def _centroids(x: Tensor, codes: int, generator: torch.Generator) -> Tensor:
-    "A fixed point of Lloyd's algorithm on the points (N, k): every code is the mean of the points nearest to it."
+    """A fixed point of Lloyd's algorithm on the points (N, k): every code is the mean of the points
+    nearest to it."""
     codebook, before = kmeans_init(codes, x.shape[1], x, generator=generator).double(), None
     while before is None or (codebook - before).abs().max() > 1e-12:
         before, index = codebook, nearest_codes(x, codebook)
@@ -159,12 +184,15 @@ def _scaled(codes: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 def _slope(estimator: str, x: Tensor, q: Tensor, scale: float, commitment: float) -> float:
     "What an estimator takes for the derivative of E‖x − q(sx)‖² + β E‖sx − q‖² with respect to s."
     z = (scale * x).requires_grad_()
-    loss = (x - _estimator(estimator)(z, q)).square().sum(1).mean() + commitment * (z - q).square().sum(1).mean()
+    loss = (x - _estimator(estimator)(z, q)).square().sum(1).mean() + commitment * (
+        z - q
+    ).square().sum(1).mean()
     return (torch.autograd.grad(loss, z)[0] * x).sum().item()
 
 # %% ../../nbs/studies/03_gradients.ipynb #cell-025
 def _scale(estimator: str, codes: int, seed: int, commitment: float) -> dict[str, float]:
-    "Push at the right scale in units of the distortion; where descent from there would stop, and its distortion."
+    """Push at the right scale in units of the distortion; where descent from there would stop, and
+    its distortion."""
     x, q, scaled = _scaled(codes, seed)
     least = (x - q).square().sum(1).mean().item()
     push = _slope(estimator, x, q, 1.0, commitment) / least
@@ -181,12 +209,15 @@ def _scale(estimator: str, codes: int, seed: int, commitment: float) -> dict[str
 def _gumbel(estimator: str, codes: int, seed: int, temperature: float) -> dict[str, float]:
     "The gradient of hard or soft Gumbel-softmax with respect to one latent against the truth."
     kinds = ("Gumbel, hard", "Gumbel, soft")
-    if estimator not in kinds: raise ValueError(f"estimator must be one of {kinds}, got {estimator!r}")
+    if estimator not in kinds:
+        raise ValueError(f"estimator must be one of {kinds}, got {estimator!r}")
     generator = torch.Generator().manual_seed(seed)
     z = 10 * torch.rand(2, generator=generator, dtype=torch.float64) - 5
-    codewords, logits = z + _SIGMA * _unit_codebook("k-means", codes, generator), DistanceLogits(_SIGMA ** 2)
+    codewords, logits = z + _SIGMA * _unit_codebook("k-means", codes,
+                                                    generator), DistanceLogits(_SIGMA**2)
     z = z.requires_grad_()
-    exact, = torch.autograd.grad(logits(z[None], codewords)[0].softmax(-1) @ himmelblau(codewords), z)
+    (exact,) = torch.autograd.grad(logits(z[None], codewords)[0].softmax(-1)
+                                   @ himmelblau(codewords), z)
     many = z.detach().expand(20_000, 2).clone().requires_grad_()
     scores = logits(many, codewords)
     scores = scores + gumbel_noise(scores, generator)
@@ -198,10 +229,12 @@ def _gumbel(estimator: str, codes: int, seed: int, temperature: float) -> dict[s
 
 # %% ../../nbs/studies/03_gradients.ipynb #cell-033
 def _toy_state(z: Tensor, codebook: Tensor) -> dict[str, float]:
-    "Value and distance from a minimum of the points' codewords, distortion, minima with a used codeword within 0.1."
+    """Value and distance from a minimum of the points' codewords, distortion, minima with a used
+    codeword within 0.1."""
     index = nearest_codes(z, codebook)
     q, used = codebook[index], codebook[index.unique()]
-    return {"value": himmelblau(q).mean().item(), "distance": torch.cdist(q, MINIMA).amin(1).mean().item(),
+    return {"value": himmelblau(q).mean().item(),
+            "distance": torch.cdist(q, MINIMA).amin(1).mean().item(),
             "distortion": (z - q).square().mean().item(),
             "reached": (torch.cdist(MINIMA, used).amin(1) < 0.1).sum().item()}
 
@@ -215,7 +248,8 @@ def _toy_start(codes: int, seed: int, start: int) -> tuple[Tensor, Tensor, torch
 
 def _toy(estimator: str, codes: int, seed: int, start: int) -> dict[str, float]:
     "A hundred updates of free points through a quantizer; the state after 33 and after 100."
-    (z, codebook, generator), learning, states = _toy_start(codes, seed, start), EMALearning(0.8), {}
+    (z, codebook, generator), learning, states = _toy_start(codes, seed,
+                                                            start), EMALearning(0.8), {}
     learning.attach(codebook)
     for step in range(1, 101):
         z = z.detach().requires_grad_()
@@ -228,12 +262,15 @@ def _toy(estimator: str, codes: int, seed: int, start: int) -> dict[str, float]:
         gradient, = torch.autograd.grad(himmelblau(z_q).sum(), z)
         z = z.detach() - 1e-3 * gradient
         learning.update(codebook, z, index)
-        if step in (33, 100): states |= {f"{name}_{step}": value for name, value in _toy_state(z, codebook).items()}
+        if step in (33, 100):
+            states |= {f"{name}_{step}": value for name, value in _toy_state(z, codebook).items()}
     return states
 
 # %% ../../nbs/studies/03_gradients.ipynb #cell-036
-LEARNING: dict[str, tuple[type, bool]] = {"loss": (LossLearning, False), "loss, revival": (LossLearning, True),
-                                          "average": (EMALearning, False), "average, revival": (EMALearning, True)}
+LEARNING: dict[str, tuple[type, bool]] = {"loss": (LossLearning, False),
+                                          "loss, revival": (LossLearning, True),
+                                          "average": (EMALearning, False),
+                                          "average, revival": (EMALearning, True)}
 
 
 @lru_cache(maxsize=2)
@@ -251,7 +288,8 @@ def _quantizer(estimator: str, codes: int, learning: str, seed: int) -> BaseQuan
                            revival=Revival(20, seed) if revives else None)
 
 
-def _autoencoder(estimator: str, codes: int, learning: str, seed: int, dataset: InMemoryDataset) -> VQVAE:
+def _autoencoder(estimator: str, codes: int, learning: str, seed: int,
+                 dataset: InMemoryDataset) -> VQVAE:
     "A model whose codes are k-means centres of its untrained encoder's latents."
     encoder = ConvEncoder(1, dim=4, downsample=4, hidden=32, residual_blocks=1, seed=seed)
     model = VQVAE(encoder, _quantizer(estimator, codes, learning, seed),
@@ -262,7 +300,8 @@ def _autoencoder(estimator: str, codes: int, learning: str, seed: int, dataset: 
 
 # %% ../../nbs/studies/03_gradients.ipynb #cell-038
 def _latents(model: VQVAE, x: Tensor) -> tuple[float, float]:
-    "Root mean square of the latents, and the distance of their mean from the origin in standard deviations."
+    """Root mean square of the latents, and the distance of their mean from the origin in standard
+    deviations."""
     with evaluating(model): z = model.encode(x).flatten(0, -2)
     return z.square().mean().sqrt().item(), (z.mean(0).norm() / z.var(0).mean().sqrt()).item()
 
@@ -274,12 +313,14 @@ def _train(task: str, estimator: str, codes: int, seed: int, learning: str = "lo
     model = _autoencoder(estimator, codes, learning, seed, dataset)
     seen = dataset.train[:2000]
     before, _ = _latents(model, seen)
-    trainer = Trainer(model, optimizer=lambda p: torch.optim.Adam(p, lr=3e-3), clip_norm=1.0, seed=seed,
-                      weights={"commitment": commitment})
+    trainer = Trainer(model, optimizer=lambda p: torch.optim.Adam(p, lr=3e-3), clip_norm=1.0,
+                      seed=seed, weights={"commitment": commitment})
     trainer.fit(dataset, steps=300, batch_size=64, progress=False)
     scores, (after, offset) = trainer.evaluate(dataset), _latents(model, seen)
-    return {"distortion": scores["mse"], "perplexity": scores["perplexity"], "dead_codes": scores["dead_codes"],
-            "relative_distortion": scores["relative_distortion"], "growth": after / before, "offset": offset}
+    return {"distortion": scores["mse"], "perplexity": scores["perplexity"],
+            "dead_codes": scores["dead_codes"],
+            "relative_distortion": scores["relative_distortion"], "growth": after / before,
+            "offset": offset}
 
 # %% ../../nbs/studies/03_gradients.ipynb #cell-040
 def measure(
@@ -295,40 +336,47 @@ def measure(
     if task == "gumbel": return _gumbel(estimator, codes, seed, **setting)
     if task == "himmelblau": return _toy(estimator, codes, seed, **setting)
     if task in ("digits", "patches"): return _train(task, estimator, codes, seed, **setting)
-    raise ValueError(f"task must be bias, scale, gumbel, himmelblau, digits or patches, got {task!r}")
+    raise ValueError("task must be bias, scale, gumbel, himmelblau, digits or patches, got "
+                     f"{task!r}")
 
 # %% ../../nbs/studies/03_gradients.ipynb #cell-043
 def _known_grid() -> list[dict]:
-    "Every estimator where the truth is known: codebooks and sizes, then origins, commitment weights, temperatures."
-    books = [("lattice", 1), *((kind, n) for kind in ("lattice", "k-means", "sample") for n in (4, 16, 64))]
-    places = [(kind, n, 4.0) for kind, n in books] + [(kind, 16, at) for kind in ("lattice", "k-means")
+    """Every estimator where the truth is known: codebooks and sizes, then origins, commitment
+    weights, temperatures."""
+    books = [("lattice", 1),
+             *((kind, n) for kind in ("lattice", "k-means", "sample") for n in (4, 16, 64))]
+    places = [(kind, n, 4.0) for kind, n in books] + [(kind, 16, at)
+                                                      for kind in ("lattice", "k-means")
                                                       for at in (0.0, 1.0, 2.0, 16.0)]
-    bias = [{"task": "bias", "estimator": name, "codes": n, "codebook": kind, "origin": at} for kind, n, at in places
-            for name in ESTIMATORS]
-    scale = [{"task": "scale", "estimator": name, "codes": 256, "commitment": beta} for beta in (0.0, 0.25, 1.0)
-             for name in ESTIMATORS]
-    gumbel = [{"task": "gumbel", "estimator": name, "codes": n, "temperature": tau} for n in (4, 16, 64)
-              for tau in (0.1, 0.25, 0.5, 1.0, 2.0, 4.0) for name in ("Gumbel, hard", "Gumbel, soft")]
+    bias = [{"task": "bias", "estimator": name, "codes": n, "codebook": kind, "origin": at}
+            for kind, n, at in places for name in ESTIMATORS]
+    scale = [{"task": "scale", "estimator": name, "codes": 256, "commitment": beta}
+             for beta in (0.0, 0.25, 1.0) for name in ESTIMATORS]
+    gumbel = [{"task": "gumbel", "estimator": name, "codes": n, "temperature": tau}
+              for n in (4, 16, 64) for tau in (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
+              for name in ("Gumbel, hard", "Gumbel, soft")]
     return bias + scale + gumbel
 
 
 def _trained_grid() -> list[dict]:
-    "The toy from four starts; images with every learning rule; two estimators with other commitment weights."
-    toy = [{"task": "himmelblau", "estimator": name, "codes": n, "start": start} for n in (4, 16, 64)
-           for start in range(4)
-           for name in (*ESTIMATORS, "Gumbel-softmax")]
-    rules = [("digits", rule) for rule in LEARNING] + [("patches", rule) for rule in ("loss", "average, revival")]
+    """The toy from four starts; images with every learning rule; two estimators with other
+    commitment weights."""
+    toy = [{"task": "himmelblau", "estimator": name, "codes": n, "start": start}
+           for n in (4, 16, 64) for start in range(4) for name in (*ESTIMATORS, "Gumbel-softmax")]
+    rules = [("digits", rule) for rule in LEARNING] + [("patches", rule)
+                                                       for rule in ("loss", "average, revival")]
     images = [{"task": task, "estimator": name, "codes": 256, "learning": rule, "commitment": 0.25}
               for task, rule in rules for name in ESTIMATORS]
-    gumbel = [{"task": task, "estimator": "Gumbel-softmax", "codes": 256, "learning": "its own", "commitment": 0.0}
-              for task in ("digits", "patches")]
-    weights = [{"task": "digits", "estimator": name, "codes": 256, "learning": "loss, revival", "commitment": beta}
-               for beta in (0.0, 1.0) for name in ("straight-through", "rotation")]
+    gumbel = [{"task": task, "estimator": "Gumbel-softmax", "codes": 256, "learning": "its own",
+               "commitment": 0.0} for task in ("digits", "patches")]
+    weights = [{"task": "digits", "estimator": name, "codes": 256, "learning": "loss, revival",
+                "commitment": beta} for beta in (0.0, 1.0)
+               for name in ("straight-through", "rotation")]
     return toy + images + gumbel + weights
 
 # %% ../../nbs/studies/03_gradients.ipynb #cell-044
-_HEADLINE = {"bias": "bias", "scale": "push", "gumbel": "bias", "himmelblau": "value_100", "digits": "distortion",
-             "patches": "distortion"}
+_HEADLINE = {"bias": "bias", "scale": "push", "gumbel": "bias", "himmelblau": "value_100",
+             "digits": "distortion", "patches": "distortion"}
 _SETTINGS = ["codes", "codebook", "origin", "commitment", "temperature", "learning"]
 
 
@@ -339,9 +387,11 @@ def _against(
     reference: str = "straight-through",  # whom to compare with
 ) -> pd.DataFrame:  # estimator and `by`, mean and ± of the value, mean and ± of the difference by pairs, pairs
     "Means, and differences from the reference with the same seed, start and setting."
-    pairs = [*by, *(name for name in ("seed", "start") if name in rows and rows[name].notna().any())]
+    pairs = [*by,
+             *(name for name in ("seed", "start") if name in rows and rows[name].notna().any())]
     base = rows[rows.estimator == reference][[*pairs, value]].rename(columns={value: "reference"})
-    rows = rows.merge(base, "left", pairs).assign(difference=lambda table: table[value] - table.reference)
+    rows = rows.merge(base, "left",
+                      pairs).assign(difference=lambda table: table[value] - table.reference)
     table = summarize_rows(rows, ["estimator", *by], [value, "difference"])
     table.loc[table.estimator == reference, ["difference", "± difference"]] = math.nan
     return table.rename(columns={"seeds": "runs"})
@@ -350,7 +400,8 @@ def _against(
 def summarize(
     rows: pd.DataFrame,  # rows of the study
 ) -> pd.DataFrame:  # one row per task, setting and estimator
-    "The main number of each task with its 95 % interval, and its difference from straight-through, paired."
+    """The main number of each task with its 95 % interval, and its difference from
+    straight-through, paired."""
     tables = []
     for task, part in rows.groupby("task", sort=False):
         by = [name for name in _SETTINGS if name in part and part[name].notna().any()]
@@ -371,17 +422,22 @@ _COLORS = dict(zip([*ESTIMATORS, "Gumbel-softmax"], PALETTE))
 def draw(
     rows: pd.DataFrame,  # rows of the study
 ) -> Figure:  # a panel for the digits and one for the patches
-    "Distortion on held-out images for every learning rule and estimator, with intervals over seeds."
+    """Distortion on held-out images for every learning rule and estimator, with intervals over
+    seeds."""
     fig, axes = plt.subplots(1, 2, figsize=(10, 4.4))
     for ax, task in zip(axes, ("digits", "patches")):
-        part = rows[(rows.task == task) & ((rows.commitment == 0.25) | (rows.estimator == "Gumbel-softmax"))]
+        part = rows[(rows.task == task)
+                    & ((rows.commitment == 0.25) | (rows.estimator == "Gumbel-softmax"))]
         table = summarize_rows(part, ["learning", "estimator"], ["distortion"])
         rules = list(table.learning.unique())
         for _, row in table.iterrows():
             names = list(table[table.learning == row.learning].estimator)
-            at = rules.index(row.learning) + 0.13 * (names.index(row.estimator) - (len(names) - 1) / 2)
-            ax.errorbar(at, row.distortion, row["± distortion"], fmt="o", ms=5, capsize=2, color=_COLORS[row.estimator])
-        ax.set(xticks=range(len(rules)), xlabel="how the codebook learns", title=task, ylim=(0, None))
+            at = rules.index(row.learning) + 0.13 * (names.index(row.estimator) - (len(names) - 1)
+                                                     / 2)
+            ax.errorbar(at, row.distortion, row["± distortion"], fmt="o", ms=5, capsize=2,
+                        color=_COLORS[row.estimator])
+        ax.set(xticks=range(len(rules)), xlabel="how the codebook learns", title=task,
+               ylim=(0, None))
         ax.set_xticklabels([rule.replace(", ", ",\n") for rule in rules])
         ax.grid(axis="x", visible=False)
     axes[0].set_ylabel("squared error per pixel, held out")
@@ -390,7 +446,13 @@ def draw(
     return fig
 
 
-gradients = Study("gradients",
-                  "How wrong is each gradient through a quantizer where the right one is known, and does it matter?",
-                  measure,
-                  _known_grid() + _trained_grid(), seeds=tuple(range(6)), summarize=summarize, draw=draw)
+gradients = Study(
+    "gradients",
+    "How wrong is each gradient through a quantizer where the right one is known, and does it "
+    "matter?",
+    measure,
+    _known_grid() + _trained_grid(),
+    seeds=tuple(range(6)),
+    summarize=summarize,
+    draw=draw,
+)

@@ -35,27 +35,32 @@ from ..encoders.linear import LearnedLinearEncoder
 from ..encoders.pca import principal_components
 from ..encoders.transformer import TransformerEncoder, patchify, unpatchify
 from ..evaluation.style import LIMIT, PALETTE
-from .study import Study, summarize_rows
 from ..initialization.data import kmeans_init
 from ..models.vqvae import VQVAE
 from ..quantizers.estimators import straight_through
 from ..quantizers.learning import EMALearning, Revival
 from ..quantizers.search import nearest_codes
 from ..quantizers.vq import VectorQuantizer
+from .study import Study, summarize_rows
 from ..theory.rate_distortion import water_filling
 from ..training.trainer import Trainer
 
 # %% ../../nbs/studies/06_images.ipynb #cell-007
 SIDE = 8  # height and width of an image, in pixels
 PIXELS = SIDE * SIDE
-_CROP = (3, 4)  # rows and columns left out, so that the grid of patches is not the one the files were compressed with
+_CROP = (
+    3,
+    4,
+)  # rows and columns left out, so that the grid of patches is not the one the files were compressed with
 
 
 @cache
 def _dataset(name: str, seed: int) -> InMemoryDataset:
-    "Training images chosen by the seed; for photographs always the same test patches, in raster order."
+    """Training images chosen by the seed; for photographs always the same test patches, in raster
+    order."""
     if name == "digits": return DigitsDataset(seed=seed)
-    if name != "photographs": raise ValueError(f"dataset must be digits or photographs, got {name!r}")
+    if name != "photographs":
+        raise ValueError(f"dataset must be digits or photographs, got {name!r}")
     top, left = _CROP
     region = load_photographs(color=False)[..., top:, -TEST_COLUMNS + left:left - SIDE]
     train = ImagePatchDataset(SIDE, n_train=10_000, n_test=1, seed=seed).train
@@ -67,12 +72,16 @@ def table_bits(
     test: Tensor,  # symbols of the samples to send, int64, (n_test, m)
     sizes: list[int],  # number of different symbols at each position, m numbers
 ) -> float:  # bits per sample
-    "Mean code length of `test` under the symbol frequencies of `train`; raises `ValueError` for symbols out of range."
+    """Mean code length of `test` under the symbol frequencies of `train`.
+
+    Raises `ValueError` for symbols out of range.
+    """
     bits = 0.0
     for j, size in enumerate(sizes):
         low, high = (f(torch.cat([train[:, j], test[:, j]])).item() for f in (torch.min, torch.max))
         if low < 0 or high >= size:
-            raise ValueError(f"symbols at position {j} must lie in 0..{size - 1}, got {low if low < 0 else high}")
+            raise ValueError(f"symbols at position {j} must lie in 0..{size - 1}, got "
+                             f"{low if low < 0 else high}")
         counts = torch.bincount(train[:, j], minlength=size).double() + 1 / size
         bits -= torch.log2(counts[test[:, j]] / counts.sum()).mean().item()
     return bits
@@ -101,7 +110,8 @@ def pca_code(
     for j, size in enumerate(sizes):
         count = torch.bincount(s[:, j], minlength=size)
         total = torch.zeros(size, dtype=y.dtype).index_add_(0, s[:, j], y[:, j])
-        z[:, j] = torch.where(count > 0, total / count.clamp(min=1), (torch.arange(size) + low[j]) * step)[s_test[:, j]]
+        z[:, j] = torch.where(count > 0, total / count.clamp(min=1),
+                              (torch.arange(size) + low[j]) * step)[s_test[:, j]]
     x_recon = (z @ basis.T + mean).clamp(0, 1).reshape(test.shape)
     sent = (s_test != s_test[:1]).any(0).sum().item()
     return Coded(x_recon, table_bits(s, s_test, sizes) / PIXELS, {"components": sent})
@@ -112,7 +122,8 @@ def scan_bytes(
 ) -> int:  # bytes of entropy-coded data
     "Length of the entropy-coded data, without headers, tables and end marker [@wallace1991jpeg]."
     at = 2
-    while file[at + 1] != 0xDA: at += 2 + int.from_bytes(file[at + 2:at + 4], "big")  # to the start of scan
+    while file[at + 1] != 0xDA:
+        at += 2 + int.from_bytes(file[at + 2:at + 4], "big")  # to the start of scan
     return len(file) - at - 2 - int.from_bytes(file[at + 2:at + 4], "big") - 2
 
 
@@ -134,17 +145,20 @@ def jpeg_code(
     seed: int,  # of the shuffled order
     **options,  # of Pillow: quality or qtables
 ) -> Coded:  # with `rate_file` of the whole file and `rate_shuffled`, bits per pixel
-    "One JPEG picture of all images; its rate is that of the scan alone, with Huffman tables fitted to it."
+    """One JPEG picture of all images; its rate is that of the scan alone, with Huffman tables
+    fitted to it."""
     order = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))
     x_recon, file = jpeg_file(test, 1, optimize=True, **options)
     _, shuffled = jpeg_file(test[order], 1, optimize=True, **options)
-    rate, whole, without = (8 * n / test.numel() for n in (scan_bytes(file), len(file), scan_bytes(shuffled)))
+    rate, whole, without = (8 * n / test.numel()
+                            for n in (scan_bytes(file), len(file), scan_bytes(shuffled)))
     return Coded(x_recon, rate, {"rate_file": whole, "rate_shuffled": without})
 
 # %% ../../nbs/studies/06_images.ipynb #cell-026
 def _blocks_per_side(tokens: int) -> int:
     "Square blocks along one side of an image; raises `ValueError` unless `tokens` of them tile it."
-    if tokens not in (1, 4, 16, 64): raise ValueError(f"tokens must be 1, 4, 16 or 64, got {tokens}")
+    if tokens not in (1, 4, 16, 64):
+        raise ValueError(f"tokens must be 1, 4, 16 or 64, got {tokens}")
     return math.isqrt(tokens)
 
 
@@ -155,16 +169,21 @@ def kmeans_code(
     codes: int,  # codebook size
     seed: int,  # of k-means
 ) -> Coded:  # nothing extra
-    "Each block of pixels replaced by its nearest centre; raises `ValueError` for numbers of blocks that do not fit."
+    """Each block of pixels replaced by its nearest centre.
+
+    Raises `ValueError` for numbers of blocks that do not fit.
+    """
     grid = _blocks_per_side(tokens)
     generator = torch.Generator().manual_seed(seed)
     blocks, blocks_test = (patchify(x, SIDE // grid) for x in (train, test))
     flat = blocks.flatten(0, 2)
-    codebook = kmeans_init(codes, flat.shape[1], flat[torch.randperm(len(flat), generator=generator)[:20_000]],
+    codebook = kmeans_init(codes, flat.shape[1],
+                           flat[torch.randperm(len(flat), generator=generator)[:20_000]],
                            generator=generator)
     s, s_test = (nearest_codes(b, codebook) for b in (blocks, blocks_test))
     x_recon = unpatchify(codebook[s_test], 1, SIDE // grid).clamp(0, 1)
-    return Coded(x_recon, table_bits(s.flatten(1), s_test.flatten(1), [codes] * tokens) / PIXELS, {})
+    return Coded(x_recon, table_bits(s.flatten(1), s_test.flatten(1), [codes] * tokens) / PIXELS,
+                 {})
 
 # %% ../../nbs/studies/06_images.ipynb #cell-029
 class TokenLinearEncoder(LearnedLinearEncoder):
@@ -204,7 +223,9 @@ class TokenLinearDecoder(LearnedLinearDecoder):
         z: Tensor,  # latents, (B, tokens, dim)
     ) -> Tensor:  # samples, (B, *sample_shape)
         "Decode a batch; raises `ValueError` for latents of another shape."
-        return self.linear(check_latents(z, self.dim, (self.tokens,)).flatten(1)).unflatten(-1, self.sample_shape)
+        return self.linear(check_latents(z, self.dim, (self.tokens,)).flatten(1)).unflatten(
+            -1, self.sample_shape
+        )
 
 # %% ../../nbs/studies/06_images.ipynb #cell-030
 def block_components(
@@ -212,7 +233,8 @@ def block_components(
     tokens: int,  # blocks per image: 1, 4, 16
     dim: int,  # components of each block
 ) -> tuple[Tensor, Tensor]:  # orthonormal rows (tokens * dim, 64), those of one block together; mean image (64,)
-    "Principal components of square blocks, the same for every block, as linear functions of the whole image."
+    """Principal components of square blocks, the same for every block, as linear functions of the
+    whole image."""
     grid = _blocks_per_side(tokens)
     side = SIDE // grid
     basis, mean = principal_components(patchify(train, side).flatten(0, 2), dim)
@@ -236,7 +258,8 @@ def autoencoder(
     if method == "transformer":
         return (TransformerEncoder(1, SIDE, side, dim, width=32, depth=1, seed=seed),
                 TransformerDecoder(1, SIDE, side, dim, width=32, depth=1, seed=seed + 1000))
-    if method != "linear": raise ValueError(f"method must be linear, conv or transformer, got {method!r}")
+    if method != "linear":
+        raise ValueError(f"method must be linear, conv or transformer, got {method!r}")
     encoder, decoder = (TokenLinearEncoder((1, SIDE, SIDE), tokens, dim),
                         TokenLinearDecoder(tokens, dim, (1, SIDE, SIDE)))
     rows, mean = block_components(train, tokens, dim)
@@ -265,13 +288,20 @@ def train_autoencoder(
 ) -> VQVAE:  # in evaluation mode
     "Warm up without quantization, start the codebook by k-means, train."
     encoder, decoder = autoencoder(method, dataset.train, tokens, seed)
-    quantizer = VectorQuantizer(encoder.dim, codes, estimator=_unquantized, learning=EMALearning(decay=0.95),
+    quantizer = VectorQuantizer(encoder.dim, codes, estimator=_unquantized,
+                                learning=EMALearning(decay=0.95),
                                 revival=Revival(after=50, seed=seed))
     model, rate = VQVAE(encoder, quantizer, decoder), 3e-3 if method == "linear" else 1e-2
-    trainer = Trainer(model, optimizer=lambda p: torch.optim.Adam(p, lr=rate), clip_norm=1.0, seed=seed,
-                      schedule=lambda o: torch.optim.lr_scheduler.OneCycleLR(o, rate, total_steps=steps))
+    trainer = Trainer(
+        model,
+        optimizer=lambda p: torch.optim.Adam(p, lr=rate),
+        clip_norm=1.0,
+        seed=seed,
+        schedule=lambda o: torch.optim.lr_scheduler.OneCycleLR(o, rate, total_steps=steps),
+    )
     for estimator, until in ((_unquantized, WARM_UP), (straight_through, steps)):
-        latents = dataset.get_initialization_batch(min(len(dataset), 4096 // tokens), encoder, seed=seed)
+        latents = dataset.get_initialization_batch(min(len(dataset), 4096 // tokens), encoder,
+                                                   seed=seed)
         quantizer.initialize(kmeans_init, latents, torch.Generator().manual_seed(seed))
         quantizer.estimator = estimator
         trainer.fit(dataset, steps=until, batch_size=64, progress=False)
@@ -296,7 +326,8 @@ def autoencoder_code(
     grid = model.tokenize(dataset.test[:1]).shape[1:]
     decode = lambda s: torch.cat([model.detokenize(part.reshape(-1, *grid))
                                   for part in s.split(1024)]).mul(scale).add(mean).clamp(0, 1)
-    extra = {"train_distortion": (decode(s) - train).square().mean().item(), "dead_codes": codes - len(s.unique())}
+    extra = {"train_distortion": (decode(s) - train).square().mean().item(),
+             "dead_codes": codes - len(s.unique())}
     return Coded(decode(s_test), table_bits(s, s_test, [codes] * tokens) / PIXELS, extra)
 
 # %% ../../nbs/studies/06_images.ipynb #cell-037
@@ -317,7 +348,8 @@ def measure(
     dataset: str,  # digits or photographs
     method: str,  # linear, conv, transformer, k-means, PCA, JPEG or JPEG, flat
     tokens: int,  # indices per image: 1, 4, 16; 0 for methods without a codebook
-    setting: float,  # codes; step of PCA in units of a pixel; quality of JPEG; step of the flat JPEG in grey values
+    # codes; step of PCA in units of a pixel; quality of JPEG; step of the flat JPEG in grey values
+    setting: float,
     steps: int,  # training steps; 0 for methods without training
     seed: int,  # of the training images, and of everything random
 ) -> dict[str, float]:  # distortion, rate, gaussian (distortion at that rate), rate_nominal, and what the method counts
@@ -326,31 +358,36 @@ def measure(
     spectrum = torch.linalg.eigvalsh(torch.cov(test.flatten(1).double().T)).clamp(min=0)
     gaussian = water_filling(spectrum, PIXELS * coded.rate).distortion.item()
     nominal = {"rate_nominal": tokens * math.log2(setting) / PIXELS} if tokens else {}
-    return {"distortion": (coded.x_recon - test).double().square().mean().item(), "rate": coded.rate,
-            "gaussian": gaussian, **nominal, **coded.extra}
+    return {"distortion": (coded.x_recon - test).double().square().mean().item(),
+            "rate": coded.rate, "gaussian": gaussian, **nominal, **coded.extra}
 
 # %% ../../nbs/studies/06_images.ipynb #cell-039
 RATES = ((1, 16), (1, 256), (4, 16), (4, 256), (16, 16))  # indices per image, codes
 
 
 def _grid() -> list[dict]:
-    "Methods without training first, then the autoencoders at every rate, then those that train longer."
+    """Methods without training first, then the autoencoders at every rate, then those that train
+    longer."""
     settings = {"PCA": (2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08),
                 "JPEG": (1, 5, 10, 20, 30, 40, 50, 60, 75, 85),
                 "JPEG, flat": (255, 200, 160, 128, 100, 80, 64, 48, 32, 24, 16)}
     names = ("digits", "photographs")
     row = lambda *values: dict(zip(("dataset", "method", "tokens", "setting", "steps"), values))
-    plain = [row(name, method, 0, value, 0) for name in names for method in settings for value in settings[method]]
+    plain = [row(name, method, 0, value, 0) for name in names for method in settings
+             for value in settings[method]]
     plain += [row(name, BLOCKS, *rate, 0) for name in names for rate in RATES]
-    learned = [row(name, method, *rate, 400) for name in names for rate in RATES for method in AUTOENCODERS]
-    return plain + learned + [row("photographs", method, 4, 256, 1600) for method in ("conv", "transformer")]
+    learned = [row(name, method, *rate, 400) for name in names for rate in RATES
+               for method in AUTOENCODERS]
+    return plain + learned + [row("photographs", method, 4, 256, 1600)
+                              for method in ("conv", "transformer")]
 
 # %% ../../nbs/studies/06_images.ipynb #cell-041
 def with_gains(
     rows: pd.DataFrame,  # rows of the study
     others: tuple[str, ...] = ("PCA", "JPEG", "JPEG, flat"),  # methods with a curve
 ) -> pd.DataFrame:  # the same rows with `psnr` and, for each, `over ...`: dB at equal rate, same dataset and seed
-    "PSNR in dB, and how far it lies above the curves of other methods; NaN outside of the rates that they reach."
+    """PSNR in dB, and how far it lies above the curves of other methods; NaN outside of the rates
+    that they reach."""
     rows = rows.assign(psnr=-10 * np.log10(rows.distortion))
     for other in others:
         rows[f"over {other}"] = math.nan
@@ -375,21 +412,28 @@ def summarize(
 def draw(
     rows: pd.DataFrame,  # rows of the study
 ) -> Figure:  # one panel per dataset
-    "PSNR over rate: curves of the methods without training, points of the codebooks, the Gaussian reference."
+    """PSNR over rate: curves of the methods without training, points of the codebooks, the Gaussian
+    reference."""
     rows = rows[rows.steps <= 400]
-    columns = rows.assign(psnr=-10 * np.log10(rows.distortion), reference=-10 * np.log10(rows.gaussian))
-    table = summarize_rows(columns, ["dataset", "method", "tokens", "setting"], ["rate", "psnr", "reference"])
+    columns = rows.assign(psnr=-10 * np.log10(rows.distortion),
+                          reference=-10 * np.log10(rows.gaussian))
+    table = summarize_rows(columns, ["dataset", "method", "tokens", "setting"],
+                           ["rate", "psnr", "reference"])
     fig, axes = plt.subplots(table.dataset.nunique(), 1, figsize=(5.4, 8.0), squeeze=False)
     for ax, (name, part) in zip(axes.flat, table.groupby("dataset", sort=False)):
         line = part.sort_values("rate")
-        ax.plot(line.rate, line.reference, color=LIMIT, ls="--", label="Gaussian reference", zorder=1)
+        ax.plot(line.rate, line.reference, color=LIMIT, ls="--", label="Gaussian reference",
+                zorder=1)
         for i, (method, points) in enumerate(part.groupby("method", sort=False)):
             curve, points = not points.tokens.any(), points.sort_values("rate")
-            ax.errorbar(points.rate, points.psnr, points["± psnr"], fmt="-" if curve else "sovD"[i % 4], lw=1.4,
-                        ms=5.5, capsize=3, color=PALETTE[i], label=method)
+            ax.errorbar(points.rate, points.psnr, points["± psnr"],
+                        fmt="-" if curve else "sovD"[i % 4], lw=1.4, ms=5.5, capsize=3,
+                        color=PALETTE[i], label=method)
         inside, ticks = part[part.tokens > 0], (0.0625, 0.125, 0.25, 0.5, 1.0)
-        ax.set(xscale="log", xlim=(0.8 * inside.rate.min(), 1.05), xlabel="bits per pixel", ylabel="PSNR (dB)",
-               ylim=(inside.psnr.min() - 1, part[part.rate < 1].psnr.max() + 0.5), title=f"{name}: {_winner(line)}")
+        ax.set(xscale="log", xlim=(0.8 * inside.rate.min(), 1.05), xlabel="bits per pixel",
+               ylabel="PSNR (dB)",
+               ylim=(inside.psnr.min() - 1, part[part.rate < 1].psnr.max() + 0.5),
+               title=f"{name}: {_winner(line)}")
         ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
         ax.minorticks_off()
         ax.yaxis.get_major_locator().set_params(integer=True)
@@ -403,5 +447,12 @@ def _winner(points: pd.DataFrame) -> str:
     return f"{best.method} gets furthest above the reference"
 
 
-images = Study("images", "On real images, what does a learned code gain over PCA, k-means and JPEG at the same bits?",
-               measure, _grid(), seeds=(0, 1, 2, 3, 4), summarize=summarize, draw=draw)
+images = Study(
+    "images",
+    "On real images, what does a learned code gain over PCA, k-means and JPEG at the same bits?",
+    measure,
+    _grid(),
+    seeds=(0, 1, 2, 3, 4),
+    summarize=summarize,
+    draw=draw,
+)

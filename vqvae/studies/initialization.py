@@ -22,12 +22,12 @@ from torch import Tensor
 from ..core import evaluating
 from ..evaluation.metrics import perplexity
 from ..evaluation.style import LIMIT, PALETTE
-from .study import Study, mean_interval, summarize_rows
 from ..initialization.data import kmeans_init, sample_init
 from ..initialization.rate_distortion import rd_gaussian_init
 from ..initialization.uniform import normal_init, uniform_init
 from ..quantizers.learning import EMALearning, LossLearning
 from ..quantizers.vq import VectorQuantizer
+from .study import Study, mean_interval, summarize_rows
 from ..theory.random_coding import random_coding_distortion
 from ..theory.rate_distortion import water_filling
 
@@ -38,20 +38,28 @@ def source_variances(
 ) -> Tensor:  # λ, variances of the coordinates, mean 1, (dim,), float64
     "Variances of a source of the study. Raises `ValueError` for an unknown spectrum."
     if spectrum == "equal": return torch.ones(dim, dtype=torch.float64)
-    if spectrum != "unequal": raise ValueError(f"spectrum must be equal or unequal, got {spectrum!r}")
+    if spectrum != "unequal":
+        raise ValueError(f"spectrum must be equal or unequal, got {spectrum!r}")
     falling = torch.logspace(0, -2, dim, dtype=torch.float64)
     return falling / falling.mean()
 
 # %% ../../nbs/studies/02_initialization.ipynb #cell-010
-def _reference_init(codebook_size: int, dim: int, data: Tensor, *, generator: torch.Generator) -> Tensor:
+def _reference_init(codebook_size: int, dim: int, data: Tensor, *,
+                    generator: torch.Generator) -> Tensor:
     "The best of several k-means codebooks, judged on the data."
-    tries = [kmeans_init(codebook_size, dim, data, generator=generator) for _ in range(5 if codebook_size <= 16 else 1)]
+    tries = [kmeans_init(codebook_size, dim, data, generator=generator)
+             for _ in range(5 if codebook_size <= 16 else 1)]
     return min(tries, key=lambda codes: torch.cdist(data, codes).amin(1).square().mean().item())
 
 
 INITIALIZERS: dict[str, Callable[..., Tensor]] = {
-    "uniform": uniform_init, "normal": normal_init, "sample": sample_init, "k-means": partial(kmeans_init, max_iter=30),
-    "isotropic": partial(rd_gaussian_init, isotropic=True), "water-filled": rd_gaussian_init}
+    "uniform": uniform_init,
+    "normal": normal_init,
+    "sample": sample_init,
+    "k-means": partial(kmeans_init, max_iter=30),
+    "isotropic": partial(rd_gaussian_init, isotropic=True),
+    "water-filled": rd_gaussian_init,
+}
 
 # %% ../../nbs/studies/02_initialization.ipynb #cell-012
 def training(
@@ -98,14 +106,16 @@ def measure(
     steps: int,  # of training
     seed: int,  # of the data and of the codes
 ) -> dict[str, float]:  # distortion: after_0, after_3 … after_100, trained; used and perplexity: _start, _trained
-    "Initialize a codebook, train it, judge it on held-out latents at the start, on the way and at the end."
+    """Initialize a codebook, train it, judge it on held-out latents at the start, on the way and at
+    the end."""
     deviations = source_variances(spectrum, dim).sqrt().float()
     generator = torch.Generator().manual_seed(seed)
     draw = lambda number: torch.randn(number, dim, generator=generator) * deviations
     data, test = draw(samples), draw(8192 if codebook_size <= 256 else 4096)
     test = (test - test.mean(0)) / test.std(0, correction=0) * deviations
     init = _reference_init if initialization == "reference" else INITIALIZERS[initialization]
-    codes = scale * init(codebook_size, dim, data, generator=torch.Generator().manual_seed(seed + 1000))
+    codes = scale * init(codebook_size, dim, data,
+                         generator=torch.Generator().manual_seed(seed + 1000))
     quantizer = VectorQuantizer(dim, codebook_size, codes,
                                 learning=EMALearning() if learning == "ema" else LossLearning())
     row = {}
@@ -114,7 +124,8 @@ def measure(
             score = _score(quantizer, test)
             row["trained" if done == steps else f"after_{done}"] = score["distortion"]
         if done in (0, steps):
-            row |= {f"{name}_{done and 'trained' or 'start'}": score[name] for name in ("used", "perplexity")}
+            row |= {f"{name}_{done and 'trained' or 'start'}": score[name]
+                    for name in ("used", "perplexity")}
     return {name: float(f"{value:.6g}") for name, value in row.items()}
 
 # %% ../../nbs/studies/02_initialization.ipynb #cell-018
@@ -123,27 +134,31 @@ _CELL = ["spectrum", "dim", "codebook_size"]
 
 def _cells() -> list[tuple[str, int, int]]:
     "Spectrum, dimension, number of codes."
-    small = [(k, 2 ** bits) for k in (2, 4, 8, 16, 32, 64, 128) for bits in (1, 2, 4, 8) if 1 / 16 <= bits / k <= 4]
+    small = [(k, 2**bits) for k in (2, 4, 8, 16, 32, 64, 128)
+             for bits in (1, 2, 4, 8) if 1 / 16 <= bits / k <= 4]
     both = [(spectrum, *cell) for spectrum in ("equal", "unequal") for cell in small]
     return both + [("equal", 4, 4096), ("equal", 8, 4096), ("equal", 8, 16384)]
 
 
 def _grid() -> list[dict]:
     "All configurations."
-    def row(spectrum, dim, codebook_size, initialization, samples=None, scale=1.0, learning="loss", steps=200):
+    def row(spectrum, dim, codebook_size, initialization, samples=None, scale=1.0, learning="loss",
+            steps=200):
         samples = samples or min(max(1024, 4 * codebook_size), 20480)
-        return {"spectrum": spectrum, "dim": dim, "codebook_size": codebook_size, "initialization": initialization,
-                "samples": samples, "scale": scale, "learning": learning, "steps": steps}
+        return {"spectrum": spectrum, "dim": dim, "codebook_size": codebook_size,
+                "initialization": initialization, "samples": samples, "scale": scale,
+                "learning": learning, "steps": steps}
     grid = [row(*cell, init) for cell in _cells() for init in INITIALIZERS]
-    grid += [row(*cell, "reference", samples=max(10_000, 25 * cell[2]), steps=1000 if cell[2] == 256 else 200)
-             for cell in _cells() if cell[2] <= 256]
-    grid += [row("equal", k, 256, init, samples=samples) for k in (8, 32, 128) for samples in (4096, 16384)
-             for init in ("k-means", "water-filled")]
+    grid += [row(*cell, "reference", samples=max(10_000, 25 * cell[2]),
+                 steps=1000 if cell[2] == 256 else 200) for cell in _cells() if cell[2] <= 256]
+    grid += [row("equal", k, 256, init, samples=samples) for k in (8, 32, 128)
+             for samples in (4096, 16384) for init in ("k-means", "water-filled")]
     scales = (0.5, 0.7, 0.85, 1.2, 1.4, 2.0)
     grid += [row("equal", k, n, "isotropic", scale=scale) for scale in scales
              for k, n in ((2, 16), (8, 16), (16, 16), (8, 256), (32, 256), (128, 256))]
     grid += [row("unequal", 8, 256, "water-filled", scale=scale) for scale in scales]
-    grid += [row(spectrum, k, n, init, **other) for spectrum, k, n in (("equal", 8, 256), ("unequal", 32, 256))
+    grid += [row(spectrum, k, n, init, **other)
+             for spectrum, k, n in (("equal", 8, 256), ("unequal", 32, 256))
              for init in INITIALIZERS for other in ({"learning": "ema"}, {"steps": 1000})]
     return grid
 
@@ -152,22 +167,30 @@ def main_rows(
     rows: pd.DataFrame,  # rows of the study
 ) -> pd.DataFrame:  # those of the six starts as they are, under the main training
     "Leave out the smaller questions and the reference."
-    usual = (rows.samples == np.clip(4 * rows.codebook_size, 1024, 20480)) & (rows.scale == 1) & (rows.steps == 200)
+    usual = (
+        (rows.samples == np.clip(4 * rows.codebook_size, 1024, 20480))
+        & (rows.scale == 1)
+        & (rows.steps == 200)
+    )
     return rows[usual & (rows.learning == "loss") & (rows.initialization != "reference")]
 
 
 def _limit(spectrum: str, dim: int, codebook_size: int) -> float:
-    return water_filling(source_variances(spectrum, dim), math.log2(codebook_size)).distortion.item()
+    return water_filling(source_variances(spectrum, dim),
+                         math.log2(codebook_size)).distortion.item()
 
 
 def summarize(
     rows: pd.DataFrame,  # rows of the study
 ) -> pd.DataFrame:  # one row per spectrum, dimension, number of codes and start
-    "Distortion at the start and when trained, with 95 % intervals, codes in use, and the limit; main grid only."
-    table = summarize_rows(main_rows(rows), [*_CELL, "initialization"], ["after_0", "trained", "used_trained"])
+    """Distortion at the start and when trained, with 95 % intervals, codes in use, and the limit;
+    main grid only."""
+    table = summarize_rows(main_rows(rows), [*_CELL, "initialization"],
+                           ["after_0", "trained", "used_trained"])
     table.insert(3, "bits per dimension", np.log2(table.codebook_size) / table.dim)
     table["limit"] = [_limit(*cell) for cell in table[_CELL].itertuples(index=False)]
-    return table.drop(columns="± used_trained").rename(columns={"after_0": "start", "± after_0": "± start"})
+    return table.drop(columns="± used_trained").rename(columns={"after_0": "start",
+                                                                "± after_0": "± start"})
 
 # %% ../../nbs/studies/02_initialization.ipynb #cell-022
 @cache
@@ -178,17 +201,20 @@ def _random_coding(dim: int, codebook_size: int, variance: float) -> float:
 
 def _draw_start(ax: Axes, part: pd.DataFrame, spectrum: str) -> None:
     "Untrained codebooks over the dimension, divided by the limit."
-    for marker, color, (name, one) in zip("osD^vP", PALETTE, part.groupby("initialization", sort=False)):
-        ax.errorbar(one.dim, one.start / one.limit, one["± start"] / one.limit, fmt=f"{marker}-", ms=5, lw=1.2,
-                    capsize=3, color=color, label=name)
+    for marker, color, (name, one) in zip("osD^vP", PALETTE,
+                                          part.groupby("initialization", sort=False)):
+        ax.errorbar(one.dim, one.start / one.limit, one["± start"] / one.limit, fmt=f"{marker}-",
+                    ms=5, lw=1.2, capsize=3, color=color, label=name)
     if spectrum == "equal":
         for variance in (lambda k: 1.0, lambda k: 1 - 256 ** (-2 / k)):
-            ratio = [_random_coding(k, 256, variance(k)) / _limit(spectrum, k, 256) for k in one.dim]
-            ax.plot(one.dim, ratio, "x", color="black", ms=9, label="random coding, exact", zorder=3)
+            ratio = [_random_coding(k, 256, variance(k)) / _limit(spectrum, k, 256)
+                     for k in one.dim]
+            ax.plot(one.dim, ratio, "x", color="black", ms=9, label="random coding, exact",
+                    zorder=3)
     ax.axhline(1, color=LIMIT, ls="--", label="limit, D(R)")
     ticks = [1, 2, 5, 10, 20]
-    ax.set(yscale="log", ylim=(0.9, 20), yticks=ticks, yticklabels=ticks, ylabel="distortion / D(R)",
-           title=f"{spectrum} variances, before training")
+    ax.set(yscale="log", ylim=(0.9, 20), yticks=ticks, yticklabels=ticks,
+           ylabel="distortion / D(R)", title=f"{spectrum} variances, before training")
     ax.set_yticks([], minor=True)
 
 
@@ -197,36 +223,43 @@ def _draw_trained(ax: Axes, trained: pd.DataFrame, reference: pd.Series, spectru
     for marker, color, name in zip("osD^vP", PALETTE, INITIALIZERS):
         above = 100 * (trained[name] / reference - 1)
         mean, half = np.transpose([mean_interval(seeds) for _, seeds in above.groupby(level="dim")])
-        ax.errorbar(sorted(above.index.unique("dim")), mean, half, fmt=f"{marker}-", ms=5, lw=1.2, capsize=3,
-                    color=color)
+        ax.errorbar(sorted(above.index.unique("dim")), mean, half, fmt=f"{marker}-", ms=5, lw=1.2,
+                    capsize=3, color=color)
     ax.axhline(0, color="black", lw=1, ls=":")
     ticks = [0, 1, 2, 5, 10, 100]
-    ax.set(yscale="symlog", ylim=(-1, 200), yticks=ticks, yticklabels=ticks, ylabel="% above the reference",
-           title=f"{spectrum} variances, trained")
+    ax.set(yscale="symlog", ylim=(-1, 200), yticks=ticks, yticklabels=ticks,
+           ylabel="% above the reference", title=f"{spectrum} variances, trained")
 
 
 def draw(
     rows: pd.DataFrame,  # rows of the study
 ) -> Figure:  # four panels: before and after training, equal and unequal spectrum
     "Six starts of 256 codes over the dimension."
-    table, trained = summarize(rows), main_rows(rows).set_index(["spectrum", "codebook_size", "dim", "seed"])
-    reference = rows[rows.initialization == "reference"].set_index(["spectrum", "codebook_size", "dim", "seed"]).trained
+    table, trained = (
+        summarize(rows),
+        main_rows(rows).set_index(["spectrum", "codebook_size", "dim", "seed"]),
+    )
+    reference = rows[rows.initialization
+                     == "reference"].set_index(["spectrum", "codebook_size", "dim", "seed"]).trained
     fig, axes = plt.subplots(2, 2, figsize=(9.6, 7))
     for line, spectrum in zip(axes, ("equal", "unequal")):
         part = trained.loc[spectrum, 256].set_index("initialization", append=True).trained.unstack()
-        _draw_start(line[0], table[(table.spectrum == spectrum) & (table.codebook_size == 256)], spectrum)
+        _draw_start(line[0], table[(table.spectrum == spectrum) & (table.codebook_size == 256)],
+                    spectrum)
         _draw_trained(line[1], part, reference.loc[spectrum, 256], spectrum)
         dims = part.index.unique("dim")
         for ax in line:
             ax.set(xscale="log", xticks=dims, xticklabels=dims, xlabel="dimension k")
             ax.set_xticks([], minor=True)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    axes[0, 0].legend(*zip(*{label: (handle, label) for handle, label in zip(handles, labels)}.values()), fontsize=8)
+    axes[0,
+         0].legend(*zip(*{label: (handle, label)
+                          for handle, label in zip(handles, labels)}.values()), fontsize=8)
     return fig
 
 
-initialization = Study("initialization", "Does rate–distortion initialization help?", measure, _grid(),
-                       seeds=(0, 1, 2, 3, 4), summarize=summarize, draw=draw)
+initialization = Study("initialization", "Does rate–distortion initialization help?", measure,
+                       _grid(), seeds=(0, 1, 2, 3, 4), summarize=summarize, draw=draw)
 
 # %% ../../nbs/studies/02_initialization.ipynb #cell-028
 def excess_over_best(
@@ -236,7 +269,8 @@ def excess_over_best(
     "How far each start is above the best of its cell, seed by seed."
     mean, half = {}, {}
     for cell, part in main_rows(rows).groupby(_CELL, sort=False):
-        values = part.pivot(index="seed", columns="initialization", values=column)[list(INITIALIZERS)]
+        values = part.pivot(index="seed", columns="initialization",
+                            values=column)[list(INITIALIZERS)]
         above = 100 * (values.div(values[values.mean().idxmin()], axis=0) - 1)
         mean[cell], half[cell] = above.mean(), above.apply(lambda seeds: mean_interval(seeds)[1])
     return tuple(pd.DataFrame(part).T.rename_axis(_CELL) for part in (mean, half))

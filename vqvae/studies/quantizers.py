@@ -30,7 +30,6 @@ from ..encoders.conv import ConvEncoder
 from ..encoders.pca import PCAEncoder
 from ..evaluation.metrics import entropy_bits
 from ..evaluation.style import LIMIT, PALETTE
-from .study import Study, summarize_rows
 from ..initialization.data import kmeans_init
 from ..models.vqvae import VQVAE
 from ..quantizers.base import BaseQuantizer
@@ -39,6 +38,7 @@ from ..quantizers.fsq import FiniteScalarQuantizer
 from ..quantizers.gumbel import ExponentialTemperature, GumbelSoftmaxQuantizer
 from ..quantizers.learning import EMALearning, Revival
 from ..quantizers.vq import VectorQuantizer
+from .study import Study, summarize_rows
 from ..theory.rate_distortion import water_filling, water_filling_from_distortion
 from ..training.trainer import Trainer
 
@@ -78,24 +78,30 @@ _STEPS = 400
 def _quantizer(name: str, bits: int, seed: int) -> BaseQuantizer:
     "A quantizer by name, with 2^bits codes; FSQ with its own number if the name says so."
     if name == "FSQ": return FiniteScalarQuantizer([4] * (bits // 2))
-    if name.startswith("FSQ "): return FiniteScalarQuantizer([int(level) for level in name[4:].split("-")])
+    if name.startswith("FSQ "):
+        return FiniteScalarQuantizer([int(level) for level in name[4:].split("-")])
     if name == "Gumbel":
-        return GumbelSoftmaxQuantizer(8, 2**bits, temperature=ExponentialTemperature(1.0, 0.1, _STEPS), seed=seed)
+        return GumbelSoftmaxQuantizer(8, 2**bits,
+                                      temperature=ExponentialTemperature(1.0, 0.1, _STEPS),
+                                      seed=seed)
     if name not in _RULES:
-        raise ValueError(f"quantizer must be one of {[*_RULES, 'Gumbel', 'FSQ', 'FSQ 8-6-5']}, got {name!r}")
+        raise ValueError(f"quantizer must be one of {[*_RULES, 'Gumbel', 'FSQ', 'FSQ 8-6-5']}, got "
+                         f"{name!r}")
     estimator, ema, revival = _RULES[name]
     return VectorQuantizer(8, 2**bits, estimator=estimator, learning=EMALearning() if ema else None,
                            revival=Revival(after=20, seed=seed) if revival else None, seed=seed)
 
 # %% ../../nbs/studies/04_quantizers.ipynb #cell-011
 def _model(task: str, name: str, start: str, bits: int, seed: int) -> VQVAE:
-    "An untrained model; `start` is k-means, or anything else for the codebook that the quantizer has by itself."
+    """An untrained model; `start` is k-means, or anything else for the codebook that the quantizer
+    has by itself."""
     quantizer = _quantizer(name, bits, seed)
     model = VQVAE(*(lambda e, d: (e, quantizer, d))(*_autoencoder(task, quantizer.dim, seed)))
     if start == "k-means":
-        latents = _dataset(task).get_initialization_batch(4096 if task == "gaussian" else 1024, model.encoder,
-                                                          seed=seed)
-        quantizer.initialize(partial(kmeans_init, max_iter=20), latents, torch.Generator().manual_seed(seed))
+        latents = _dataset(task).get_initialization_batch(4096 if task == "gaussian" else 1024,
+                                                          model.encoder, seed=seed)
+        quantizer.initialize(partial(kmeans_init, max_iter=20), latents,
+                             torch.Generator().manual_seed(seed))
     return model
 
 # %% ../../nbs/studies/04_quantizers.ipynb #cell-013
@@ -103,11 +109,13 @@ def index_rates(
     counts: Tensor,  # how often each code was chosen on held-out samples, (n,)
     training: Tensor,  # the same on training samples, (n,)
 ) -> dict[str, float]:  # entropy, corrected, coded: bits per index
-    """What an index costs when it is entropy coded: from below, corrected for counting, and from above.
+    """What an index costs when it is entropy coded: from below, corrected for counting, and
+    from above.
 
     Raises `ValueError` for counts of different shapes. Source of the correction: Miller 1955."""
     if counts.shape != training.shape:
-        raise ValueError(f"training must have the shape of counts, {tuple(counts.shape)}, got {tuple(training.shape)}")
+        raise ValueError(f"training must have the shape of counts, {tuple(counts.shape)}, got "
+                         f"{tuple(training.shape)}")
     entropy, total = entropy_bits(counts), counts.sum().item()
     bias = ((counts > 0).sum().item() - 1) / (2 * total * math.log(2))
     smoothed = training.double() + 0.5
@@ -157,7 +165,8 @@ def saved_megabytes(
 ) -> float:  # 10⁶ bytes
     "What autograd keeps for the backward pass of a step, parameters and input left out."
     x, kept = z.clone().requires_grad_(), {}
-    known = {p.untyped_storage().data_ptr() for p in [x, *quantizer.parameters(), *quantizer.buffers()]}
+    known = {p.untyped_storage().data_ptr()
+             for p in [x, *quantizer.parameters(), *quantizer.buffers()]}
     def keep(saved: Tensor) -> Tensor:
         kept[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
         return saved
@@ -177,9 +186,11 @@ def measure(
 ) -> dict[str, float]:  # distortion per dimension; rates in bits per sample; use; cost of a step
     "Train one model, measure it on held-out data, and time a step of its quantizer."
     data, model = _dataset(task), _model(task, quantizer, start, bits, seed)
-    trainer = Trainer(model, optimizer=lambda p: torch.optim.Adam(p, lr=learning_rate), clip_norm=1.0, seed=seed,
+    trainer = Trainer(model, optimizer=lambda p: torch.optim.Adam(p, lr=learning_rate),
+                      clip_norm=1.0, seed=seed,
                       schedule=lambda o: torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.01, _STEPS))
-    trainer.fit(InMemoryDataset(data.train), steps=_STEPS, batch_size=256 if task == "gaussian" else 64, progress=False)
+    trainer.fit(InMemoryDataset(data.train), steps=_STEPS,
+                batch_size=256 if task == "gaussian" else 64, progress=False)
     distortion, counts = _scan(model, data.test)
     training = _scan(model, data.train[:40_000])[1]
     vectors = counts.sum().item() / len(data.test)
@@ -187,7 +198,8 @@ def measure(
     with evaluating(model): latents = model.encode(data.test[:1024]).flatten(0, -2)[:1024].clone()
     model.quantizer.train()
     return {"distortion": distortion, "nominal_bits": vectors * math.log2(len(counts)), **rates,
-            "perplexity": 2.0 ** entropy_bits(counts), "dead_share": (training == 0).double().mean().item(),
+            "perplexity": 2.0 ** entropy_bits(counts),
+            "dead_share": (training == 0).double().mean().item(),
             "time_ratio": _time_ratio(model.quantizer, latents),
             "memory_saved_mb": saved_megabytes(model.quantizer, latents)}
 
@@ -205,42 +217,50 @@ def tuning_study(
     task: str,  # gaussian or digits
 ) -> Study:  # every quantizer with every learning rate that was tried
     "The rows that the learning rates of a task were chosen from."
-    grid = [{"task": task, "quantizer": name, "start": "–" if name == "FSQ" else "k-means", "bits": 8,
-             "learning_rate": rate}
-            for name in _LEARNING_RATES[task] for rate in _TRIED[task]]
-    return Study("quantizers-tuning", "Which learning rate for which quantizer?", measure, grid, seeds=(100,))
+    grid = [{"task": task, "quantizer": name, "start": "–" if name == "FSQ" else "k-means",
+             "bits": 8, "learning_rate": rate} for name in _LEARNING_RATES[task]
+            for rate in _TRIED[task]]
+    return Study("quantizers-tuning", "Which learning rate for which quantizer?", measure, grid,
+                 seeds=(100,))
 
 # %% ../../nbs/studies/04_quantizers.ipynb #cell-029
 def _configuration(task: str, name: str, bits: int, start: str = "k-means") -> dict:
     method = "FSQ" if name.startswith("FSQ") else name
-    return {"task": task, "quantizer": name, "start": "–" if method == "FSQ" else start, "bits": bits,
-            "learning_rate": _LEARNING_RATES[task][method]}
+    return {"task": task, "quantizer": name, "start": "–" if method == "FSQ" else start,
+            "bits": bits, "learning_rate": _LEARNING_RATES[task][method]}
 
 
 def _grid() -> list[dict]:
-    "Five methods at every rate; at 8 bits all variants, other grids of FSQ, on the Gaussian source the uniform start."
+    """Five methods at every rate; at 8 bits all variants, other grids of FSQ, on the Gaussian
+    source the uniform start."""
     core = ("VQ loss revival", "VQ EMA revival", "rotation VQ", "FSQ", "Gumbel")
     rates = {"gaussian": (4, 6, 8, 10), "digits": (4, 8)}
-    grid = [_configuration(task, name, bits) for task in rates for bits in rates[task] for name in core]
-    grid += [_configuration(task, name, 8) for task in ("gaussian", "digits") for name in ("VQ loss", "VQ EMA")]
-    grid += [_configuration("gaussian", name, 8, "uniform") for name in (*list(_RULES)[:4], "Gumbel")]
+    grid = [_configuration(task, name, bits) for task in rates for bits in rates[task]
+            for name in core]
+    grid += [_configuration(task, name, 8) for task in ("gaussian", "digits")
+             for name in ("VQ loss", "VQ EMA")]
+    grid += [_configuration("gaussian", name, 8, "uniform")
+             for name in (*list(_RULES)[:4], "Gumbel")]
     grid += [_configuration(task, "FSQ 8-6-5", 8) for task in ("gaussian", "digits")]
-    grid += [_configuration("gaussian", name, 8) for name in ("FSQ 2-2-2-2-2-2-2-2", "FSQ 4-4-4-2-2")]
+    grid += [_configuration("gaussian", name, 8)
+             for name in ("FSQ 2-2-2-2-2-2-2-2", "FSQ 4-4-4-2-2")]
     return grid + [_configuration("gaussian", "FSQ 8-5-5-5", 10)]
 
 # %% ../../nbs/studies/04_quantizers.ipynb #cell-031
 def summarize(
     rows: pd.DataFrame,  # rows of the study
 ) -> pd.DataFrame:  # one row per task, quantizer, start and bits
-    "Distortion, rates, use, cost with intervals; on the Gaussian source `nominal_gap`, `coded_gap`: bits above R(D)."
+    """Distortion, rates, use, cost with intervals; on the Gaussian source `nominal_gap`,
+    `coded_gap`: bits above R(D)."""
     rows = rows.assign(nominal_gap=np.nan, coded_gap=np.nan)
     known = rows.task == "gaussian"
     if known.any():
         distortion = torch.tensor(rows.distortion[known].to_numpy())
         least = water_filling_from_distortion(_spectrum(), distortion).total_rate.numpy()
-        for name in ("nominal", "coded"): rows.loc[known, f"{name}_gap"] = rows[f"{name}_bits"][known] - least
-    values = ["distortion", "nominal_bits", "corrected_bits", "coded_bits", "nominal_gap", "coded_gap", "perplexity",
-              "dead_share", "time_ratio", "memory_saved_mb"]
+        for name in ("nominal", "coded"):
+            rows.loc[known, f"{name}_gap"] = rows[f"{name}_bits"][known] - least
+    values = ["distortion", "nominal_bits", "corrected_bits", "coded_bits", "nominal_gap",
+              "coded_gap", "perplexity", "dead_share", "time_ratio", "memory_saved_mb"]
     table = summarize_rows(rows, ["task", "quantizer", "start", "bits"], values)
     return table.drop(columns=["± nominal_bits", "± corrected_bits", "± memory_saved_mb"])
 
@@ -254,35 +274,41 @@ def paired_differences(
     rows: pd.DataFrame,  # rows of the study
     reference: str = "VQ EMA revival",  # quantizer to compare with, from its k-means start
 ) -> pd.DataFrame:  # task, quantizer, start, bits, difference and its half-width, in per cent
-    "Difference in distortion from a reference at the same task, bits and seed, with its 95 % interval over seeds."
+    """Difference in distortion from a reference at the same task, bits and seed, with its 95 %
+    interval over seeds."""
     at = ["task", "bits", "seed"]
     base = rows[(rows.quantizer == reference) & (rows.start != "uniform")].set_index(at).distortion
-    if base.empty: raise ValueError(f"reference must be one of {sorted(rows.quantizer.unique())}, got {reference!r}")
+    if base.empty:
+        raise ValueError(f"reference must be one of {sorted(rows.quantizer.unique())}, got "
+                         f"{reference!r}")
     both = rows.join(base.rename("base"), on=at).dropna(subset="base")
     both["difference"] = 100 * (both.distortion / both.base - 1)
     return summarize_rows(both, ["task", "quantizer", "start", "bits"], ["difference"])
 
 # %% ../../nbs/studies/04_quantizers.ipynb #cell-034
-_STYLES = {"VQ loss revival": (PALETTE[0], "s"), "VQ EMA revival": (PALETTE[1], "o"), "rotation VQ": (PALETTE[2], "^"),
-           "FSQ": (PALETTE[4], "D"), "Gumbel": (PALETTE[3], "v")}
+_STYLES = {"VQ loss revival": (PALETTE[0], "s"), "VQ EMA revival": (PALETTE[1], "o"),
+           "rotation VQ": (PALETTE[2], "^"), "FSQ": (PALETTE[4], "D"), "Gumbel": (PALETTE[3], "v")}
 
 
 def draw(
     rows: pd.DataFrame,  # rows of the study
 ) -> Figure:  # a row per task with several rates, a column per kind of rate
-    "Distortion against the nominal and against the entropy-coded rate, with the limit where it is known."
+    """Distortion against the nominal and against the entropy-coded rate, with the limit where it is
+    known."""
     table = summarize(rows)
     tasks = [task for task, part in table.groupby("task", sort=False) if part.bits.nunique() > 1]
-    fig, axes = plt.subplots(len(tasks), 2, figsize=(9.6, 3.7 * len(tasks)), sharey="row", sharex="row", squeeze=False)
+    fig, axes = plt.subplots(len(tasks), 2, figsize=(9.6, 3.7 * len(tasks)), sharey="row",
+                             sharex="row", squeeze=False)
     for pair, task in zip(axes, tasks):
         part = table[(table.task == task) & (table.start != "uniform")]
         for ax, rate in zip(pair, ("nominal", "coded")):
             for name, (color, marker) in _STYLES.items():
                 line = part[part.quantizer == name].sort_values("bits")
-                ax.errorbar(line[f"{rate}_bits"], line.distortion, line["± distortion"], color=color, marker=marker,
-                            ms=5, capsize=2, label=name)
+                ax.errorbar(line[f"{rate}_bits"], line.distortion, line["± distortion"],
+                            color=color, marker=marker, ms=5, capsize=2, label=name)
             if task == "gaussian": _draw_limit(ax)
-            ax.set(yscale="log", xlabel=f"{rate} rate, bits per sample", title=f"{task}: {rate} rate")
+            ax.set(yscale="log", xlabel=f"{rate} rate, bits per sample",
+                   title=f"{task}: {rate} rate")
         pair[0].set_ylabel("distortion per dimension")
     axes[0, 0].legend()
     return fig
@@ -290,8 +316,9 @@ def draw(
 
 def _draw_limit(ax: plt.Axes) -> None:
     rate = torch.linspace(*ax.get_xlim(), 200, dtype=torch.float64).clamp(min=0)
-    ax.plot(rate, water_filling(_spectrum(), rate).distortion, color=LIMIT, ls="--", label="water-filling limit")
+    ax.plot(rate, water_filling(_spectrum(), rate).distortion, color=LIMIT, ls="--",
+            label="water-filling limit")
 
 
-quantizers = Study("quantizers", "Which quantizer at the same rate?", measure, _grid(), seeds=(0, 1, 2, 3, 4),
-                   summarize=summarize, draw=draw)
+quantizers = Study("quantizers", "Which quantizer at the same rate?", measure, _grid(),
+                   seeds=(0, 1, 2, 3, 4), summarize=summarize, draw=draw)

@@ -26,12 +26,12 @@ from ..data.patches import ImagePatchDataset
 from ..encoders.pca import PCAEncoder
 from ..evaluation.metrics import perplexity
 from ..evaluation.style import LIMIT, PALETTE
-from .study import Study, mean_interval, summarize_rows
 from ..initialization.data import kmeans_init, sample_init
 from ..initialization.rate_distortion import rd_gaussian_init
 from ..initialization.uniform import uniform_init
 from ..quantizers.learning import EMALearning, Revival
 from ..quantizers.vq import VectorQuantizer
+from .study import Study, mean_interval, summarize_rows
 from ..theory.high_resolution import LATTICE_CONSTANTS, zador_distortion
 from ..theory.random_coding import best_codebook_variance
 from ..theory.rate_distortion import gaussian_distortion
@@ -39,7 +39,8 @@ from ..theory.rate_distortion import gaussian_distortion
 # %% ../../nbs/studies/05_scaling.ipynb #cell-007
 @cache
 def _patches(dim: int) -> tuple[Tensor, Tensor]:
-    "Training and held-out latents of the photographs, mean variance 1 per dimension on the training side."
+    """Training and held-out latents of the photographs, mean variance 1 per dimension on the
+    training side."""
     data = ImagePatchDataset(8, n_train=400_000, n_test=100_000)
     encoder = PCAEncoder.fit(data.train, dim)
     train, test = encoder(data.train), encoder(data.test)
@@ -75,20 +76,26 @@ def schedule(
     samples_per_code: int,  # S
     revival: int = 6,  # samples per code without use after which a code is dead (defaults: 100 steps instead); 0: never
 ) -> Schedule:
-    "The same number of samples per code for every codebook size; raises `ValueError` for an unknown `learning`."
+    """The same number of samples per code for every codebook size.
+
+    Raises `ValueError` for an unknown `learning`.
+    """
     if learning == "defaults":
         return Schedule(64, samples_per_code * codebook_size // 64, 0.99, 100 if revival else 0)
-    if learning not in ("EMA", "loss"): raise ValueError(f"learning must be EMA, loss or defaults, got {learning!r}")
+    if learning not in ("EMA", "loss"):
+        raise ValueError(f"learning must be EMA, loss or defaults, got {learning!r}")
     return Schedule(codebook_size // 2, 2 * samples_per_code, None, 2 * revival)
 
 # %% ../../nbs/studies/05_scaling.ipynb #cell-014
-STARTS = {"uniform": uniform_init, "sample": sample_init, "k-means": partial(kmeans_init, max_iter=10),
-          "rate–distortion": rd_gaussian_init}
+STARTS = {"uniform": uniform_init, "sample": sample_init,
+          "k-means": partial(kmeans_init, max_iter=10), "rate–distortion": rd_gaussian_init}
 
 
-def _quantizer(dim: int, codebook_size: int, learning: str, plan: Schedule, seed: int) -> VectorQuantizer:
+def _quantizer(dim: int, codebook_size: int, learning: str, plan: Schedule,
+               seed: int) -> VectorQuantizer:
     rule = None if learning == "loss" else EMALearning(plan.decay or 0.0)
-    return VectorQuantizer(dim, codebook_size, learning=rule, revival=Revival(plan.idle, seed) if plan.idle else None)
+    return VectorQuantizer(dim, codebook_size, learning=rule,
+                           revival=Revival(plan.idle, seed) if plan.idle else None)
 
 
 def _optimizer(quantizer: VectorQuantizer) -> Optimizer | None:
@@ -104,7 +111,8 @@ def held_out_distortion(
 ) -> float:  # squared error per dimension
     "Distortion in evaluation mode; nothing is changed."
     with evaluating(quantizer):
-        return sum(quantizer(block)[2]["distances"].double().sum().item() for block in z.split(8192)) / z.numel()
+        return sum(quantizer(block)[2]["distances"].double().sum().item()
+                   for block in z.split(8192)) / z.numel()
 
 
 def train_step(
@@ -149,7 +157,8 @@ def step_cost(
         if optimizer is not None: optimizer.step()
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t): step()
-    rounds = [(_processor_time(step), _processor_time(lambda: torch.mm(z, quantizer.codebook.detach().T, out=table)))
+    rounds = [(_processor_time(step),
+               _processor_time(lambda: torch.mm(z, quantizer.codebook.detach().T, out=table)))
               for _ in range(repeats)]
     seconds, product = np.min(rounds, axis=0).tolist()
     state = [*quantizer.state_dict().values(),
@@ -171,8 +180,8 @@ def measure(
     "Train one codebook and measure it."
     plan = schedule(codebook_size, learning, samples_per_code, revival)
     latents = partial(draw_latents, source, dim)
-    held, batches, begin = (latents(2**14, step_generator(seed, 1), "test"), step_generator(seed, 0),
-                            step_generator(seed, 2))
+    held, batches, begin = (latents(2**14, step_generator(seed, 1), "test"),
+                            step_generator(seed, 0), step_generator(seed, 2))
     quantizer = _quantizer(dim, codebook_size, learning, plan, seed)
     data = latents(max(2 * codebook_size, 2**14), begin)
     seconds = _processor_time(lambda: quantizer.initialize(STARTS[start], data, begin))
@@ -185,8 +194,8 @@ def measure(
         seen = step * plan.batch / codebook_size
         if seen in CHECKPOINTS and step < plan.steps:
             result[f"distortion_at_{seen:.0f}"] = held_out_distortion(quantizer, held)
-    result |= {"distortion": held_out_distortion(quantizer, held), "usage": (counts > 0).float().mean().item(),
-               "perplexity": perplexity(counts)}
+    result |= {"distortion": held_out_distortion(quantizer, held),
+               "usage": (counts > 0).float().mean().item(), "perplexity": perplexity(counts)}
     one_step, cost = step_cost(quantizer)
     return result | {"time_start": seconds / one_step} | cost
 
@@ -195,20 +204,29 @@ SIZES = (16, 64, 256, 1024, 4096, 16384)
 
 
 def _grid() -> list[dict]:
-    "Every start with and without revival in four dimensions; the rest of the questions on parts of it."
-    def rows(sizes, source="gaussian", dim=4, starts=("sample",), revivals=(0,), learning="EMA", samples=16):
-        return [{"source": source, "dim": dim, "codebook_size": n, "start": start, "revival": revival,
-                 "learning": learning, "samples_per_code": samples}
+    """Every start with and without revival in four dimensions; the rest of the questions on parts
+    of it."""
+    def rows(sizes, source="gaussian", dim=4, starts=("sample",), revivals=(0,), learning="EMA",
+             samples=16):
+        return [{"source": source, "dim": dim, "codebook_size": n, "start": start,
+                 "revival": revival, "learning": learning, "samples_per_code": samples}
                 for n in sizes for start in starts for revival in revivals]
-    return [*rows(SIZES, starts=tuple(STARTS)), *rows(SIZES, starts=("uniform", "sample"), revivals=(6,)),
-            *rows(SIZES[:5], starts=("k-means", "rate–distortion"), revivals=(6,)),
-            *rows(SIZES[:5], dim=2), *rows(SIZES, dim=8),
-            *rows(SIZES[:5], dim=8, starts=("k-means", "rate–distortion")),
-            *rows(SIZES[:4], samples=256), *rows(SIZES[4:], samples=64),
-            *rows((1024,), starts=("uniform", "sample"), revivals=(0, 1, 2, 4, 8, 16), samples=64),
-            *rows(SIZES[:5], learning="loss"), *rows(SIZES[1:5], learning="defaults", revivals=(0, 6)),
-            *rows(SIZES, source="patches"), *rows(SIZES[:5], source="patches", starts=("k-means", "rate–distortion")),
-            *rows(SIZES[:5], source="patches", revivals=(6,))]
+    return [
+        *rows(SIZES, starts=tuple(STARTS)),
+        *rows(SIZES, starts=("uniform", "sample"), revivals=(6,)),
+        *rows(SIZES[:5], starts=("k-means", "rate–distortion"), revivals=(6,)),
+        *rows(SIZES[:5], dim=2),
+        *rows(SIZES, dim=8),
+        *rows(SIZES[:5], dim=8, starts=("k-means", "rate–distortion")),
+        *rows(SIZES[:4], samples=256),
+        *rows(SIZES[4:], samples=64),
+        *rows((1024,), starts=("uniform", "sample"), revivals=(0, 1, 2, 4, 8, 16), samples=64),
+        *rows(SIZES[:5], learning="loss"),
+        *rows(SIZES[1:5], learning="defaults", revivals=(0, 6)),
+        *rows(SIZES, source="patches"),
+        *rows(SIZES[:5], source="patches", starts=("k-means", "rate–distortion")),
+        *rows(SIZES[:5], source="patches", revivals=(6,)),
+    ]
 
 # %% ../../nbs/studies/05_scaling.ipynb #cell-028
 _BY = ["source", "dim", "codebook_size", "start", "revival", "learning", "samples_per_code"]
@@ -223,9 +241,12 @@ def summarize(
     rows: pd.DataFrame,  # rows of the study
 ) -> pd.DataFrame:  # one row per configuration; `over_law` is distortion / Zador's law, `perplexity` a share of n
     "Distortion, use of the codes and time of a step, with 95 % intervals."
-    law = [_law(n, k) if s == "gaussian" else math.nan for s, k, n in zip(rows.source, rows.dim, rows.codebook_size)]
-    rows = rows.assign(over_law=rows.distortion / law, perplexity=rows.perplexity / rows.codebook_size)
-    values = ["distortion_start", "distortion", "over_law", "usage", "perplexity", "time_start", "time_step"]
+    law = [_law(n, k) if s == "gaussian" else math.nan
+           for s, k, n in zip(rows.source, rows.dim, rows.codebook_size)]
+    rows = rows.assign(over_law=rows.distortion / law,
+                       perplexity=rows.perplexity / rows.codebook_size)
+    values = ["distortion_start", "distortion", "over_law", "usage", "perplexity", "time_start",
+              "time_step"]
     return summarize_rows(rows, _BY, values)
 
 
@@ -236,7 +257,8 @@ def at_stage(
     "Runs as they stood at a point of their training that they all passed."
     finished = rows[rows.samples_per_code == samples_per_code]
     longer = rows[rows.samples_per_code > samples_per_code]
-    longer = longer.assign(distortion=longer[f"distortion_at_{samples_per_code}"], samples_per_code=samples_per_code)
+    longer = longer.assign(distortion=longer[f"distortion_at_{samples_per_code}"],
+                           samples_per_code=samples_per_code)
     return pd.concat([finished, longer]).drop_duplicates([*_BY, "seed"])
 
 
@@ -248,10 +270,11 @@ def fit_slopes(
     "Exponent of the distortion in the codebook size, with 95 % intervals over the seeds."
     table = []
     for names, curve in rows[rows.codebook_size >= smallest].groupby(by, sort=False):
-        slopes = [np.polyfit(np.log(c.codebook_size), np.log(c.distortion), 1)[0] for _, c in curve.groupby("seed")]
+        slopes = [np.polyfit(np.log(c.codebook_size), np.log(c.distortion), 1)[0]
+                  for _, c in curve.groupby("seed")]
         mean, half = mean_interval(slopes)
-        table.append({**dict(zip(by, names)), "up_to": curve.codebook_size.max(), "slope": mean, "± slope": half,
-                      "seeds": len(slopes)})
+        table.append({**dict(zip(by, names)), "up_to": curve.codebook_size.max(), "slope": mean,
+                      "± slope": half, "seeds": len(slopes)})
     return pd.DataFrame(table)
 
 # %% ../../nbs/studies/05_scaling.ipynb #cell-031
@@ -263,7 +286,8 @@ def curve(
 ) -> None:
     "Draw a column over the codebook size with its interval."
     part = part.sort_values("codebook_size")
-    ax.errorbar(part.codebook_size, part[value], yerr=part[f"± {value}"], capsize=3, **{"fmt": "o-", "ms": 5, **style})
+    ax.errorbar(part.codebook_size, part[value], yerr=part[f"± {value}"], capsize=3,
+                **{"fmt": "o-", "ms": 5, **style})
     ax.set_xscale("log")
     ax.set_xticks(SIZES, [f"{n:,}" for n in SIZES])
     ax.minorticks_off()
@@ -276,31 +300,40 @@ def draw(
     "Distortion of trained codebooks beside every limit that is known."
     rows = rows[(rows.source == "gaussian") & (rows.learning == "EMA") & (rows.revival == 0)]
     by_stage = {s: summarize(at_stage(rows, s)) for s in (16, 64)}
-    plain = lambda s, k, start="sample": by_stage[s][(by_stage[s].dim == k) & (by_stage[s].start == start)]
+    plain = lambda s, k, start="sample": by_stage[s][(by_stage[s].dim == k)
+                                                     & (by_stage[s].start == start)]
     sizes, grey = np.array(SIZES), {"color": LIMIT, "lw": 1.5}
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4))
     for color, k in zip(PALETTE, (2, 4, 8)):
         first = k == 2
-        left.plot(sizes, [_law(n, k) for n in sizes], ls="--", label="Zador's law, best lattice" if first else None,
-                  **grey)
-        left.plot(sizes, gaussian_distortion(np.log2(sizes) / k), ls=":", label="limit D(R)" if first else None, **grey)
+        left.plot(sizes, [_law(n, k) for n in sizes], ls="--",
+                  label="Zador's law, best lattice" if first else None, **grey)
+        left.plot(sizes, gaussian_distortion(np.log2(sizes) / k), ls=":",
+                  label="limit D(R)" if first else None, **grey)
         curve(left, plain(16, k), "distortion", color=color, fmt="o", label=f"trained, k = {k}")
     limit = gaussian_distortion(np.log2(sizes) / 4).numpy()
     random = [best_codebook_variance(int(n), 4).distortion for n in sizes]
     right.plot(sizes, random / limit, ls="-.", label="random codes, best variance", **grey)
-    right.plot(sizes, [_law(n, 4) for n in sizes] / limit, ls="--", label="Zador's law, lattice D4", **grey)
-    right.plot(sizes, zador_distortion(sizes, torch.ones(4)) / limit, ls=(0, (1, 2)), label="Zador's law, ball", **grey)
-    for color, label, part in zip(PALETTE, ("sample, 16 samples per code", "sample, 64 samples per code",
-                                            "k-means, 16 samples per code"),
+    right.plot(sizes, [_law(n, 4) for n in sizes] / limit, ls="--", label="Zador's law, lattice D4",
+               **grey)
+    right.plot(sizes, zador_distortion(sizes, torch.ones(4)) / limit, ls=(0, (1, 2)),
+               label="Zador's law, ball", **grey)
+    for color, label, part in zip(PALETTE,
+                                  ("sample, 16 samples per code", "sample, 64 samples per code",
+                                   "k-means, 16 samples per code"),
                                   (plain(16, 4), plain(64, 4), plain(16, 4, "k-means"))):
         unit = _law(1, 4)  # Zador's law over D(R), whatever n
-        curve(right, part.assign(**{"over_law": part.over_law * unit, "± over_law": part["± over_law"] * unit}),
-              "over_law", color=color, label=label)
-    left.set(yscale="log", ylabel="squared error per dimension", title="Trained codebooks follow Zador's law")
-    right.set(ylabel="squared error / D(R), k = 4", ylim=(1, 2.2), title="Over D(R): not quite the slope of the law")
+        curve(right,
+              part.assign(**{"over_law": part.over_law * unit,
+                             "± over_law": part["± over_law"] * unit}), "over_law", color=color,
+              label=label)
+    left.set(yscale="log", ylabel="squared error per dimension",
+             title="Trained codebooks follow Zador's law")
+    right.set(ylabel="squared error / D(R), k = 4", ylim=(1, 2.2),
+              title="Over D(R): not quite the slope of the law")
     for ax in (left, right): ax.legend()
     return fig
 
 
-scaling = Study("scaling", "What do more codes buy, and what do they cost?", measure, _grid(), seeds=(0, 1, 2, 3, 4),
-                summarize=summarize, draw=draw)
+scaling = Study("scaling", "What do more codes buy, and what do they cost?", measure, _grid(),
+                seeds=(0, 1, 2, 3, 4), summarize=summarize, draw=draw)

@@ -55,7 +55,8 @@ def _check_grid(grid: Sequence[dict[str, Any]]) -> None:
     "Raise `TypeError` or `ValueError` for a configuration that cannot be stored."
     for configuration in grid:
         if taken := configuration.keys() & {"seed", "seconds", "error", *_versions()}:
-            raise ValueError(f"grid must not name {', '.join(sorted(taken))}: these columns are the engine's")
+            raise ValueError(f"grid must not name {', '.join(sorted(taken))}: these columns are "
+                             "the engine's")
         try: json.dumps(configuration)
         except TypeError as error:
             raise TypeError(f"grid must hold plain values, got {configuration}: {error}") from None
@@ -66,23 +67,28 @@ class Study:
     "A question that is answered by measuring every configuration with every seed."
     name: str  # letters, digits, hyphens: names the folder of results
     question: str  # one sentence
-    measure: Callable[..., dict[str, float]]  # (seed=..., **configuration) -> named numbers; a top-level function
-    grid: list[dict[str, Any]]  # configurations: plain values under the names of `measure`'s arguments
+    # (seed=..., **configuration) -> named numbers; a top-level function
+    measure: Callable[..., dict[str, float]]
+    # configurations: plain values under the names of `measure`'s arguments
+    grid: list[dict[str, Any]]
     seeds: tuple[int, ...] = (0, 1, 2)  # every configuration is measured once per seed
-    summarize: Callable[[pd.DataFrame], pd.DataFrame] | None = None  # rows -> the table that answers
+    # rows -> the table that answers
+    summarize: Callable[[pd.DataFrame], pd.DataFrame] | None = None
     draw: Callable[[pd.DataFrame], Figure] | None = None  # rows -> the figure that answers
 
     def __post_init__(self):
         if not re.fullmatch(r"[\w-]+", self.name):
             raise ValueError(f"name must be letters, digits, hyphens, got {self.name!r}")
         for name, values in {"grid": self.grid, "seeds": self.seeds}.items():
-            if not isinstance(values, Sequence): raise TypeError(f"{name} must be a list, got {type(values).__name__}")
+            if not isinstance(values, Sequence):
+                raise TypeError(f"{name} must be a list, got {type(values).__name__}")
             if not values: raise ValueError(f"{name} must hold something, got {values!r}")
         _check_grid(self.grid)
 
     def jobs(self) -> list[dict[str, Any]]:
         "Every configuration with every seed, each once."
-        jobs = [{**configuration, "seed": seed} for seed in self.seeds for configuration in self.grid]
+        jobs = [{**configuration, "seed": seed} for seed in self.seeds
+                for configuration in self.grid]
         return list({json.dumps(job, sort_keys=True): job for job in jobs}.values())
 
     def columns(self) -> list[str]:
@@ -97,18 +103,21 @@ def _is_installed(
     try: spec = importlib.util.find_spec(module.partition(".")[0])
     except (ImportError, ValueError): return True
     if spec is None: return True
-    places = [*(spec.submodule_search_locations or []), *([spec.origin] if spec.has_location else [])]
+    places = [*(spec.submodule_search_locations or []),
+              *([spec.origin] if spec.has_location else [])]
     return not places or any(_installed_parts(Path(place)) for place in places)
 
 
 def _installed_parts(path: Path) -> bool:
-    return bool({"site-packages", "dist-packages"} & {*path.parts}) or path.is_relative_to(sysconfig.get_path("stdlib"))
+    return bool({"site-packages", "dist-packages"}
+                & {*path.parts}) or path.is_relative_to(sysconfig.get_path("stdlib"))
 
 # %% ../../nbs/studies/00_study.ipynb #cell-011
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...), range, PurePath, re.Pattern,
           np.generic, np.dtype, torch.dtype, torch.device)  # their repr says everything
-_PARTS = {property: ("fget", "fset", "fdel"), cached_property: ("func",), staticmethod: ("__func__",),
-          classmethod: ("__func__",), MethodType: ("__func__", "__self__"), partial: ("func", "args", "keywords")}
+_PARTS = {property: ("fget", "fset", "fdel"), cached_property: ("func",),
+          staticmethod: ("__func__",), classmethod: ("__func__",),
+          MethodType: ("__func__", "__self__"), partial: ("func", "args", "keywords")}
 
 
 def _label(value: Any) -> str:
@@ -121,15 +130,20 @@ def _label(value: Any) -> str:
 def _home(function: Callable) -> str:
     "The package that a function is written in, whatever wraps it."
     parts = ("__wrapped__", "__func__", "func")
-    while inner := next((getattr(function, part) for part in parts if hasattr(function, part)), None): function = inner
-    return (getattr(function, "__globals__", {}).get("__name__") or function.__module__ or "").partition(".")[0]
+    while inner := next((getattr(function, part) for part in parts if hasattr(function, part)),
+                        None):
+        function = inner
+    return (getattr(function, "__globals__", {}).get("__name__") or function.__module__
+            or "").partition(".")[0]
 
 
 class _Reach:
-    "The objects that a function reaches in code that may change, in the order in which they are met."
+    """The objects that a function reaches in code that may change, in the order in which they are
+    met."""
 
     def __init__(self, home: str):
-        self.followed = dict.fromkeys([home, "vqvae", "__main__"], True)  # package -> whether the walk enters it
+        # package -> whether the walk enters it
+        self.followed = dict.fromkeys([home, "vqvae", "__main__"], True)
         self.found, self.numbers = [], {}  # objects; id of an object -> its number
 
     def follows(self, module: str | None) -> bool:
@@ -140,7 +154,8 @@ class _Reach:
 
     def number(self, value: Any) -> str:
         "A mention of something that is described once."
-        if self.numbers.setdefault(id(value), len(self.found)) == len(self.found): self.found.append(value)
+        if self.numbers.setdefault(id(value), len(self.found)) == len(self.found):
+            self.found.append(value)
         return f"#{self.numbers[id(value)]}"
 
 # %% ../../nbs/studies/00_study.ipynb #cell-012
@@ -151,16 +166,21 @@ def _text(reach: _Reach, value: Any) -> str:
     if isinstance(value, tuple): return f"({', '.join(map(text, value))})"
     if isinstance(value, frozenset): return f"frozenset {text(tuple(sorted(value, key=_label)))}"
     if isinstance(value, np.ndarray) and value.dtype.hasobject: return text(tuple(value.flat))
-    if isinstance(value, np.ndarray): return f"{value.dtype}{value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
     if isinstance(value, torch.Tensor):
         return f"{value.dtype}{tuple(value.shape)} {text(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())}"
     for kind, parts in _PARTS.items():
-        if isinstance(value, kind): return f"{kind.__name__} {text(tuple(getattr(value, part) for part in parts))}"
-    if isinstance(value, FunctionType) and reach.follows(value.__globals__.get("__name__")): return reach.number(value)
-    if "__wrapped__" in getattr(value, "__dict__", ()):  # an installed decorator around something of ours
+        if isinstance(value, kind):
+            return f"{kind.__name__} {text(tuple(getattr(value, part) for part in parts))}"
+    if isinstance(value, FunctionType) and reach.follows(value.__globals__.get("__name__")):
+        return reach.number(value)
+    # an installed decorator around something of ours
+    if "__wrapped__" in getattr(value, "__dict__", ()):
         return f"{type(value).__name__} {text(value.__wrapped__)}"
     kind = value if isinstance(value, type) else type(value)
-    if isinstance(value, (list, set, dict)) or reach.follows(kind.__module__): return reach.number(value)
+    if isinstance(value, (list, set, dict)) or reach.follows(kind.__module__):
+        return reach.number(value)
     return f"{type(value).__name__} {_label(value)}"
 
 # %% ../../nbs/studies/00_study.ipynb #cell-014
@@ -203,16 +223,21 @@ def _describe(reach: _Reach, value: Any) -> Iterator[str]:
         yield f"function {value.__qualname__}"
         yield from _code(reach, value.__code__, value.__globals__)
         closed = tuple(cell.cell_contents for cell in value.__closure__ or () if cell != CellType())
-        yield _text(reach, (value.__defaults__, tuple(sorted((value.__kwdefaults__ or {}).items())), closed))
+        yield _text(reach,
+                    (value.__defaults__, tuple(sorted((value.__kwdefaults__ or {}).items())),
+                     closed))
     elif isinstance(value, type):
         yield f"class {value.__qualname__} {_text(reach, type(value))} {_text(reach, value.__bases__)}"
-        for name, member in sorted(vars(value).items()):  # of Python's own names only methods: no docstring
+        # of Python's own names only methods: no docstring
+        for name, member in sorted(vars(value).items()):
             if not name.startswith("__") or callable(member) and "annotate" not in name:
                 yield f"{name} {_text(reach, member)}"
     elif isinstance(value, dict):
-        for key in sorted(value, key=_label): yield f"{_text(reach, key)}: {_text(reach, value[key])}"
+        for key in sorted(value, key=_label):
+            yield f"{_text(reach, key)}: {_text(reach, value[key])}"
     elif isinstance(value, (list, set)):
-        for member in value if isinstance(value, list) else sorted(value, key=_label): yield _text(reach, member)
+        for member in value if isinstance(value, list) else sorted(value, key=_label):
+            yield _text(reach, member)
     else: yield f"{_text(reach, type(value))} {_text(reach, getattr(value, '__dict__', None))}"
 
 # %% ../../nbs/studies/00_study.ipynb #cell-016
@@ -236,7 +261,8 @@ def row_key(
     code: str,  # fingerprint of the code
 ) -> str:  # 32 hexadecimal digits
     "Name of a row by content: the same configuration under the same code has the same key."
-    return hashlib.sha256(json.dumps([configuration, code], sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps([configuration, code],
+                                     sort_keys=True).encode()).hexdigest()[:32]
 
 # %% ../../nbs/studies/00_study.ipynb #cell-021
 class Results:
@@ -246,15 +272,19 @@ class Results:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._connect() as base:
-            base.execute("CREATE TABLE IF NOT EXISTS measured (key TEXT PRIMARY KEY, configuration TEXT, result TEXT, "
-                         "error TEXT, seconds REAL, versions TEXT)")
+            base.execute("CREATE TABLE IF NOT EXISTS measured (key TEXT PRIMARY KEY, configuration "
+                         "TEXT, result TEXT, error TEXT, seconds REAL, versions TEXT)")
 
     @contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
-        "One transaction; raises `OSError` when the file is no database, or cannot be read or written."
+        """One transaction.
+
+        Raises `OSError` when the file is no database, or cannot be read or written.
+        """
         try:
             with closing(sqlite3.connect(self.path, timeout=60)) as base, base: yield base
-        except sqlite3.Error as error: raise OSError(f"{self.path} cannot be used: {error}") from error
+        except sqlite3.Error as error:
+            raise OSError(f"{self.path} cannot be used: {error}") from error
 
     def store(
         self,
@@ -265,8 +295,10 @@ class Results:
         seconds: float,  # how long it took
         versions: dict[str, str],  # of what ran
     ) -> None:
-        "Keep one row, at once and whole; it takes the place of a failed one, never of a finished one."
-        row = (key, json.dumps(configuration), json.dumps(result), error, seconds, json.dumps(versions))
+        """Keep one row, at once and whole; it takes the place of a failed one, never of a finished
+        one."""
+        row = (key, json.dumps(configuration), json.dumps(result), error, seconds,
+               json.dumps(versions))
         with self._connect() as base:
             base.execute("DELETE FROM measured WHERE key = ? AND error IS NOT NULL", (key,))
             base.execute("INSERT OR IGNORE INTO measured VALUES (?, ?, ?, ?, ?, ?)", row)
@@ -277,26 +309,35 @@ class Results:
             return {key for key, in base.execute("SELECT key FROM measured WHERE error IS NULL")}
 
     def frame(self, keys: Iterable[str]) -> pd.DataFrame:
-        "The rows under these keys, in this order: configuration, results, seconds, error, versions."
-        with self._connect() as base: stored = {key: row for key, *row in base.execute("SELECT * FROM measured")}
+        """The rows under these keys, in this order: configuration, results, seconds, error,
+        versions."""
+        with self._connect() as base:
+            stored = {key: row for key, *row in base.execute("SELECT * FROM measured")}
         rows = pd.DataFrame([_row(*stored[key]) for key in keys if key in stored])
         if rows.empty: return pd.DataFrame(columns=["seconds", "error", *_versions()])
         last = ["seconds", "error", *(name for name in _versions() if name in rows)]
         return rows[[*rows.columns.drop(last), *last]]
 
 
-def _row(configuration: str, result: str, error: str | None, seconds: float, versions: str) -> dict[str, Any]:
+def _row(configuration: str, result: str, error: str | None, seconds: float,
+         versions: str) -> dict[str, Any]:
     "One row of a table from one row of the file."
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in json.loads(configuration).items()}
+    values = {name: tuple(v) if isinstance(v, list) else v
+              for name, v in json.loads(configuration).items()}
     values |= json.loads(result) or {}
     return {**values, "seconds": seconds, "error": error, **json.loads(versions)}
 
 # %% ../../nbs/studies/00_study.ipynb #cell-023
 def _numbers(result: Any, configuration: dict) -> dict[str, float]:
-    "What `measure` returned, as floats; raises `TypeError` or `ValueError` when it is anything but new named numbers."
-    if not isinstance(result, Mapping): raise TypeError(f"measure must return a dict, got {type(result).__name__}")
+    """What `measure` returned, as floats.
+
+    Raises `TypeError` or `ValueError` when it is anything but new named numbers.
+    """
+    if not isinstance(result, Mapping):
+        raise TypeError(f"measure must return a dict, got {type(result).__name__}")
     if taken := {*map(str, result)} & {*configuration, "seconds", "error", *_versions()}:
-        raise ValueError(f"measure must return new names, got {', '.join(sorted(taken))}, which the row has already")
+        raise ValueError(f"measure must return new names, got {', '.join(sorted(taken))}, which "
+                         "the row has already")
     numbers = {}
     for name, value in result.items():
         try: numbers[str(name)] = float("text" if isinstance(value, (str, bytes)) else value)
@@ -318,20 +359,27 @@ def _run_row(measure: Callable, key: str, configuration: dict) -> tuple:
 def _rows_here(measure: Callable, missing: dict[str, dict], jobs: int) -> Iterator[tuple]:
     "Rows as they are finished by processes on this machine."
     calls = (joblib.delayed(_run_row)(measure, *item) for item in missing.items())
-    try: yield from joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)(calls)
+    try:
+        yield from joblib.Parallel(n_jobs=jobs, return_as="generator_unordered",
+                                   batch_size=1)(calls)
     finally:
         if jobs != 1: get_reusable_executor().shutdown()
 
 # %% ../../nbs/studies/00_study.ipynb #cell-028
-def _cached(function: Callable, parameters: dict) -> Callable: return lru_cache(**parameters)(function)
+def _cached(function: Callable, parameters: dict) -> Callable:
+    return lru_cache(**parameters)(function)
 
 
 def _dumps(value: Any, packages: Iterable[str]) -> bytes:
-    "Pickle, and by value whatever is reached in these packages; raises `TypeError` for what cannot be pickled."
+    """Pickle, and by value whatever is reached in these packages.
+
+    Raises `TypeError` for what cannot be pickled.
+    """
     import cloudpickle  # which distributed brings
 
     def reduce(cached: Any) -> str | tuple:
-        if cached.__module__.partition(".")[0] not in {"__main__", *packages}: return cached.__qualname__
+        if cached.__module__.partition(".")[0] not in {"__main__", *packages}:
+            return cached.__qualname__
         return _cached, (cached.__wrapped__, cached.cache_parameters())
 
     class Pickler(cloudpickle.Pickler):
@@ -340,7 +388,8 @@ def _dumps(value: Any, packages: Iterable[str]) -> bytes:
     file, modules = io.BytesIO(), [sys.modules[package] for package in packages]
     for module in modules: cloudpickle.register_pickle_by_value(module)
     try: Pickler(file).dump(value)
-    except Exception as error: raise TypeError(f"measure cannot be sent to a cluster: {error}") from error
+    except Exception as error:
+        raise TypeError(f"measure cannot be sent to a cluster: {error}") from error
     finally:
         for module in modules: cloudpickle.unregister_pickle_by_value(module)
     return file.getvalue()
@@ -348,26 +397,35 @@ def _dumps(value: Any, packages: Iterable[str]) -> bytes:
 # %% ../../nbs/studies/00_study.ipynb #cell-029
 def _ours(found: Iterable[Any]) -> tuple:
     "What is found in this package under a name of its own."
-    names = {(value.__module__, value.__qualname__) for value in found if isinstance(value, (type, FunctionType))}
-    ours = [(module, name) for module, name in sorted(names) if module.startswith("vqvae.") and name.isidentifier()]
+    names = {(value.__module__, value.__qualname__)
+             for value in found if isinstance(value, (type, FunctionType))}
+    ours = [(module, name) for module, name in sorted(names) if module.startswith("vqvae.")
+            and name.isidentifier()]
     return tuple(getattr(sys.modules[module], name) for module, name in ours)
 
 
-def _pack(function: Callable) -> tuple[bytes, str]:  # pickled; fingerprint of what is left to be found by name
+def _pack(
+    function: Callable,
+) -> tuple[bytes, str]:  # pickled; fingerprint of what is left to be found by name
     "A function to be sent to a machine that has this package and not the function's own modules."
     reach = _Reach(_home(function))
     _walk(reach, function)
-    own = {package for package, entered in reach.followed.items() if entered and package in sys.modules}
+    own = {package for package, entered in reach.followed.items() if entered
+           and package in sys.modules}
     ours = _ours(reach.found)
     return _dumps((function, ours), own - {"vqvae", "__main__"}), _walk(_Reach("vqvae"), ours)
 
 
 @cache
 def _unpack(packed: bytes, code: str) -> Callable:
-    "The function that was packed; raises `RuntimeError` if what it uses of this package is other code here."
+    """The function that was packed.
+
+    Raises `RuntimeError` if what it uses of this package is other code here.
+    """
     function, ours = pickle.loads(packed)
     if _walk(_Reach("vqvae"), ours) != code:
-        raise RuntimeError(f"{platform.node()} has another vqvae than the machine that the study was started on")
+        raise RuntimeError(f"{platform.node()} has another vqvae than the machine that the study "
+                           "was started on")
     return function
 
 
@@ -378,18 +436,26 @@ def _run_packed(packed: tuple[bytes, str], key: str, configuration: dict) -> tup
 
 # %% ../../nbs/studies/00_study.ipynb #cell-031
 def _rows_there(measure: Callable, missing: dict[str, dict], scheduler: str) -> Iterator[tuple]:
-    "Rows as they are finished by the workers of a cluster; raises `OSError` when the scheduler is not there."
+    """Rows as they are finished by the workers of a cluster.
+
+    Raises `OSError` when the scheduler is not there.
+    """
     try: from distributed import Client, as_completed
-    except ImportError: raise RuntimeError("a scheduler needs distributed: pip install 'vqvae[cluster]'") from None
+    except ImportError:
+        raise RuntimeError("a scheduler needs distributed: pip install 'vqvae[cluster]'") from None
     packed = _pack(measure)
     with Client(scheduler, timeout=5) as client:
-        if not client.ncores(): tqdm.write(f"{scheduler} has no workers: waiting for the first", file=sys.stderr)
-        futures = client.map(_run_packed, [packed] * len(missing), *zip(*missing.items()), pure=False)
+        if not client.ncores():
+            tqdm.write(f"{scheduler} has no workers: waiting for the first", file=sys.stderr)
+        futures = client.map(_run_packed, [packed] * len(missing), *zip(*missing.items()),
+                             pure=False)
         rows = dict(zip(futures, missing.items()))
         for future in as_completed(rows):
             if future.cancelled():
-                raise ConnectionError(f"lost {scheduler}: finished rows are kept, the same command continues")
-            error = future.exception()  # that no worker could do it; what `measure` raises is in the row
+                raise ConnectionError(f"lost {scheduler}: finished rows are kept, the same command "
+                                      "continues")
+            # that no worker could do it; what `measure` raises is in the row
+            error = future.exception()
             if error is None: yield future.result()
             else: yield *rows[future], None, f"{type(error).__name__}: {error}", 0.0, _versions()
 
@@ -405,15 +471,23 @@ def run_study(
     folder: str | Path = "studies",  # results go to folder/name/results.sqlite
     jobs: int = 1,  # processes; -1 for one per core
     progress: bool = True,  # whether to show a progress bar
-    scheduler: str | None = None,  # dask scheduler, as in tcp://host:port: its workers instead of `jobs` processes here
+    # dask scheduler, as in tcp://host:port: its workers instead of `jobs` processes here
+    scheduler: str | None = None,
 ) -> pd.DataFrame:  # one row per configuration and seed: configuration, results, seconds, error, versions
-    "Measure what is missing and return all rows. Interrupted runs continue; failed rows do not stop the others."
+    """Measure what is missing and return all rows.
+
+    Interrupted runs continue; failed rows do not stop the others.
+    """
     results, keyed = Results(Path(folder) / study.name / "results.sqlite"), _keyed(study)
     done = results.finished() & keyed.keys()
     missing = {key: configuration for key, configuration in keyed.items() if key not in done}
     bar = tqdm(total=len(keyed), initial=len(done), desc=study.name, disable=not progress)
     here = not (scheduler and missing)
-    rows = _rows_here(study.measure, missing, jobs) if here else _rows_there(study.measure, missing, scheduler)
+    rows = (
+        _rows_here(study.measure, missing, jobs)
+        if here
+        else _rows_there(study.measure, missing, scheduler)
+    )
     with bar, closing(rows):
         for row in rows:
             results.store(*row)
@@ -434,11 +508,15 @@ def stored_rows(
 def mean_interval(
     values: Iterable[float],  # one number per seed
 ) -> tuple[float, float]:  # mean, half-width of the 95 % interval (NaN for a single value)
-    "Mean and half-width of Student's 95 % confidence interval; raises `ValueError` without a value."
+    """Mean and half-width of Student's 95 % confidence interval.
+
+    Raises `ValueError` without a value.
+    """
     values = np.asarray(list(values), dtype=float)
     if len(values) == 0: raise ValueError("values is empty: an interval needs a value")
     if len(values) < 2: return float(values.mean()), float("nan")
-    return float(values.mean()), float(stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values)))
+    return float(values.mean()), float(stdtrit(len(values) - 1, 0.975) * values.std(ddof=1)
+                                       / np.sqrt(len(values)))
 
 
 def summarize_rows(
@@ -449,7 +527,8 @@ def summarize_rows(
     "Mean and 95 % interval over the seeds of each configuration; failed rows are left out."
     table = []
     finished = rows[rows.error.isna()] if "error" in rows else rows
-    for configuration, group in finished.groupby(by, sort=False, dropna=False) if by else [((), finished)]:
+    for configuration, group in finished.groupby(by, sort=False,
+                                                 dropna=False) if by else [((), finished)]:
         summary = dict(zip(by, configuration))
         for name in values: summary[name], summary[f"± {name}"] = mean_interval(group[name])
         table.append({**summary, "seeds": len(group)})
@@ -457,11 +536,13 @@ def summarize_rows(
 
 # %% ../../nbs/studies/00_study.ipynb #cell-041
 def _to_csv(rows: pd.DataFrame) -> str:
-    return rows.map(lambda value: float(f"{value:.6g}") if isinstance(value, float) else value).to_csv(index=False)
+    return rows.map(lambda value: float(f"{value:.6g}") if isinstance(value, float)
+                    else value).to_csv(index=False)
 
 
 def _from_csv(text: str) -> pd.DataFrame:
-    return pd.read_csv(io.StringIO(text), float_precision="round_trip", keep_default_na=False, na_values=[""])
+    return pd.read_csv(io.StringIO(text), float_precision="round_trip", keep_default_na=False,
+                       na_values=[""])
 
 
 def save_rows(
@@ -471,19 +552,23 @@ def save_rows(
 ) -> None:
     "Write the finished rows as CSV under a heading of comments; whole or not at all."
     rows = rows[rows.error.isna()] if "error" in rows else rows
-    made = {name: rows[name].unique() if name in rows else [value] for name, value in _versions().items()}
-    heading = {"command": command, "seeds": " ".join(map(str, rows.seed.unique())) if "seed" in rows else "",
+    made = {name: rows[name].unique() if name in rows else [value]
+            for name, value in _versions().items()}
+    heading = {"command": command,
+               "seeds": " ".join(map(str, rows.seed.unique())) if "seed" in rows else "",
                **{name: values[0] for name, values in made.items() if len(values) == 1}}
     rows = rows.drop(columns=["seconds", "error", *heading], errors="ignore")
     lines = [f"# {key}: {value}\n" for key, value in heading.items()]
-    with atomic_path(path) as temporary: temporary.write_text("".join(lines) + _to_csv(rows), "utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(lines) + _to_csv(rows), "utf-8")
 
 
 def load_rows(
     path: str | Path,  # a file that `save_rows` wrote
 ) -> pd.DataFrame:  # the rows; the heading is in `attrs`
     "Read stored rows."
-    heading, text = re.fullmatch(r"((?:# [^\n]*\n)*)(.*)", Path(path).read_text("utf-8"), re.DOTALL).groups()
+    heading, text = re.fullmatch(r"((?:# [^\n]*\n)*)(.*)", Path(path).read_text("utf-8"),
+                                 re.DOTALL).groups()
     rows = _from_csv(text)
     rows.attrs = dict(line[2:].split(": ", 1) for line in heading.splitlines())
     return rows
@@ -492,9 +577,11 @@ def load_rows(
 def _means(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     "Mean and half-width of the interval of every configuration and result, one below the other."
     results = [name for name in rows if name not in (*by, "seed", *_versions())]
-    named = {name: rows[name].map(lambda v: f"{v:.6g}" if isinstance(v, (int, float)) else str(v)) for name in by}
+    named = {name: rows[name].map(lambda v: f"{v:.6g}" if isinstance(v, (int, float)) else str(v))
+             for name in by}
     table = summarize_rows(rows.assign(**named), by, results)
-    parts = [table[by].assign(result=name, mean=table[name], half=table[f"± {name}"].fillna(0)) for name in results]
+    parts = [table[by].assign(result=name, mean=table[name], half=table[f"± {name}"].fillna(0))
+             for name in results]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -503,38 +590,50 @@ def compare_rows(
     committed: pd.DataFrame,  # what `load_rows` returned
     by: list[str],  # columns of the configuration
 ) -> pd.DataFrame:  # configuration, result, committed, ±, measured, verdict; one row per configuration and result
-    "Verdicts on recomputed means: inside, moved, not judged, only committed, only measured; `ValueError` without `by`."
+    """Verdicts on recomputed means: inside, moved, not judged, only committed, only measured;
+    `ValueError` without `by`."""
     if absent := [name for name in by if name not in committed]:
-        raise ValueError(f"the committed rows must have the columns {', '.join(by)}, and lack {', '.join(absent)}")
+        raise ValueError(f"the committed rows must have the columns {', '.join(by)}, and lack "
+                         f"{', '.join(absent)}")
     measured = _from_csv(_to_csv(rows[rows.error.isna()].drop(columns=["seconds", "error"])))
     sides = _means(committed, by).reset_index(names="order"), _means(measured, by)
     both = sides[0].merge(sides[1], "outer", [*by, "result"], suffixes=("", "_new"), indicator=True)
     both = both.sort_values("order", kind="stable", ignore_index=True)  # that of the committed file
     old, new = both["mean"], both["mean_new"]
-    verdict = np.select([both._merge == "left_only", both._merge == "right_only", both.result.str.match("time|memory"),
-                         old.isna() & new.isna() | (old == new) | ((old - new).abs() <= both.half + 1e-5 * old.abs())],
+    verdict = np.select([both._merge == "left_only", both._merge == "right_only",
+                         both.result.str.match("time|memory"),
+                         old.isna() & new.isna() | (old == new)
+                         | ((old - new).abs() <= both.half + 1e-5 * old.abs())],
                         ["only committed", "only measured", "not judged", "inside"], "moved")
-    return both[[*by, "result"]].assign(**{"committed": old, "±": both.half, "measured": new, "verdict": verdict})
+    return both[[*by, "result"]].assign(**{"committed": old, "±": both.half, "measured": new,
+                                           "verdict": verdict})
 
 # %% ../../nbs/studies/00_study.ipynb #cell-048
 def study_names() -> list[str]:
     "Names of the studies that come with this package."
     modules = pkgutil.iter_modules([str(Path(vqvae.__file__).parent / "studies")])
-    return sorted(m.name.replace("_", "-") for m in modules if m.name != "study" and not m.name.startswith("_"))
+    return sorted(m.name.replace("_", "-") for m in modules if m.name != "study"
+                  and not m.name.startswith("_"))
 
 
 def _study_file(path: Path) -> ModuleType:
-    "Run a file as a module, afresh; the modules beside it are found. Raises `ValueError` if it cannot be imported."
+    """Run a file as a module, afresh; the modules beside it are found.
+
+    Raises `ValueError` if it cannot be imported.
+    """
     if not path.is_file(): raise FileNotFoundError(f"there is no file {path}")
     if str(path.parent) not in sys.path: sys.path.insert(0, str(path.parent))
     importlib.invalidate_caches()
     try:
         spec = importlib.util.find_spec(path.stem)
-        if Path(spec.origin).resolve() != path: raise ValueError("another module has this name: rename the file")
+        if Path(spec.origin).resolve() != path:
+            raise ValueError("another module has this name: rename the file")
         module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
         exec(compile(path.read_bytes(), path, "exec"), vars(module))
     except Exception as error:
-        places = [step.lineno for step in traceback.extract_tb(error.__traceback__) if step.filename == str(path)]
+        places = [step.lineno
+                  for step in traceback.extract_tb(error.__traceback__)
+                  if step.filename == str(path)]
         where = f"{path.name}, line {places[-1]}" if places else path.name
         raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
     return module
@@ -545,9 +644,15 @@ def find_study(
 ) -> Study:
     "The one study that a module holds; raises `ValueError` when there is none or more than one."
     if name.endswith(".py"): module = _study_file(Path(name).resolve())
-    elif name in study_names(): module = importlib.import_module(f"vqvae.studies.{name.replace('-', '_')}")
-    else: raise ValueError(f"there is no study {name}: choose from {', '.join(study_names())}, or name a .py file")
-    studies = list({id(value): value for value in vars(module).values() if isinstance(value, Study)}.values())
-    if len(studies) > 1: studies = [study for study in studies if study.measure.__module__ == module.__name__]
-    if len(studies) != 1: raise ValueError(f"{module.__name__} must hold one Study, found {len(studies)}")
+    elif name in study_names():
+        module = importlib.import_module(f"vqvae.studies.{name.replace('-', '_')}")
+    else:
+        raise ValueError(f"there is no study {name}: choose from {', '.join(study_names())}, or "
+                         "name a .py file")
+    studies = list({id(value): value
+                    for value in vars(module).values() if isinstance(value, Study)}.values())
+    if len(studies) > 1:
+        studies = [study for study in studies if study.measure.__module__ == module.__name__]
+    if len(studies) != 1:
+        raise ValueError(f"{module.__name__} must hold one Study, found {len(studies)}")
     return studies[0]

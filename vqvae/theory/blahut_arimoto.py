@@ -18,7 +18,8 @@ from .rate_distortion import _nonnegative
 
 # %% ../../nbs/theory/03_blahut_arimoto.ipynb #cell-006
 class BlahutArimoto(NamedTuple):
-    "A point near the rate-distortion curve: the curve at `distortion` lies within [rate - gap, rate]."
+    """A point near the rate-distortion curve: the curve at `distortion` lies within [rate - gap,
+    rate]."""
     rate: Tensor  # bits per symbol, of the channel below
     distortion: Tensor  # mean distortion of that channel
     gap: Tensor  # at most so many bits above R(D)
@@ -32,28 +33,35 @@ def _problem(
 ) -> tuple[Tensor, Tensor]:  # both as float64
     "Check a source and a distortion matrix; raise `ValueError` where they are not one."
     p = _nonnegative(probabilities, "probabilities", finite=True)
-    d = check_finite(torch.as_tensor(distortions, dtype=torch.float64, device=p.device), "distortions")
+    d = check_finite(torch.as_tensor(distortions, dtype=torch.float64, device=p.device),
+                     "distortions")
     if p.ndim != 1: raise ValueError(f"probabilities must have shape (m,), got {tuple(p.shape)}")
     if d.ndim != 2 or d.shape[0] != len(p):
-        raise ValueError(f"distortions must have shape ({len(p)}, n) for {len(p)} probabilities, got {tuple(d.shape)}")
-    if abs(p.sum() - 1) > 1e-6: raise ValueError(f"probabilities must sum to 1, got {p.sum().item():.7g}")
+        raise ValueError(f"distortions must have shape ({len(p)}, n) for {len(p)} probabilities, "
+                         f"got {tuple(d.shape)}")
+    if abs(p.sum() - 1) > 1e-6:
+        raise ValueError(f"probabilities must sum to 1, got {p.sum().item():.7g}")
     return p / p.sum(), d
 
 # %% ../../nbs/theory/03_blahut_arimoto.ipynb #cell-010
 def blahut_arimoto(
     probabilities: Tensor | list,  # p, of the source's symbols, (m,)
-    distortions: Tensor | list,  # d, cost of reproducing symbol i as output j, any real numbers, (m, n)
+    # d, cost of reproducing symbol i as output j, any real numbers, (m, n)
+    distortions: Tensor | list,
     slope: float,  # β = -dR/dD > 0, bits per unit of distortion
     *,
     tolerance: float = 1e-3,  # stop when the duality gap is at most so many bits
     max_iterations: int = 20_000,  # give up after so many steps
 ) -> BlahutArimoto:  # rate, distortion, gap, channel, output; float64
-    """The point of the rate-distortion curve where it has the given slope, with the duality gap as stopping rule.
+    """The point of the rate-distortion curve where it has the given slope, with the duality gap
+    as stopping rule.
 
-    Raises `ValueError` for bad probabilities, shapes and numbers, `RuntimeError` when the gap stays above `tolerance`.
+    Raises `ValueError` for bad probabilities, shapes and numbers, `RuntimeError` when the gap
+    stays above `tolerance`.
     Source: Blahut 1972; step length from Salakhutdinov and Roweis 2003."""
     p, d = _problem(probabilities, distortions)
-    for name, value in (("slope", slope), ("tolerance", tolerance), ("max_iterations", max_iterations)):
+    for name, value in (("slope", slope), ("tolerance", tolerance),
+                        ("max_iterations", max_iterations)):
         check_positive(value, name)
     kernel = torch.exp2(-slope * (d - d.amin(1, keepdim=True)))  # each row's largest entry is 1
     q = torch.full((d.shape[1],), 1 / d.shape[1], dtype=d.dtype, device=d.device)
@@ -69,11 +77,13 @@ def blahut_arimoto(
             if new <= objective or step == 1: break
             step = 1.0
         q, objective, step = moved, new, 1.1 * step
-    raise RuntimeError(f"the duality gap is still {gap.item():.2g} bits after {max_iterations} steps, "
-                       f"above tolerance {tolerance:g}: raise either of the two")
+    raise RuntimeError(f"the duality gap is still {gap.item():.2g} bits after {max_iterations} "
+                       f"steps, above tolerance {tolerance:g}: raise either of the two")
 
 
-def _information(weight: Tensor, ratio: Tensor) -> Tensor:  # Σ weight · log₂ ratio, with 0 · log 0 = 0
+def _information(
+    weight: Tensor, ratio: Tensor,
+) -> Tensor:  # Σ weight · log₂ ratio, with 0 · log 0 = 0
     "The sum of `weight` times the logarithm of `ratio`, in bits."
     return torch.where(weight > 0, weight * ratio.log2(), 0.0).sum()
 
@@ -84,7 +94,8 @@ def _point(p: Tensor, d: Tensor, q: Tensor, kernel: Tensor, gap: Tensor) -> Blah
     channel = channel / channel.sum(1, keepdim=True)
     output = p @ channel
     joint = p[:, None] * channel
-    return BlahutArimoto(_information(joint, channel / output), (joint * d).sum(), gap.clamp(min=0), channel, output)
+    return BlahutArimoto(_information(joint, channel / output), (joint * d).sum(), gap.clamp(min=0),
+                         channel, output)
 
 # %% ../../nbs/theory/03_blahut_arimoto.ipynb #cell-014
 def grid_source(
@@ -95,7 +106,8 @@ def grid_source(
 ) -> tuple[Tensor, Tensor]:  # centres (points,) and probabilities (points,), float64
     """A density as a discrete source on an even grid.
 
-    Raises `ValueError` where the density is negative or NaN, and unless the cells hold 1 within 1e-3."""
+    Raises `ValueError` where the density is negative or NaN, and unless the cells hold 1 within
+    1e-3."""
     check_positive(points, "points")
     if not -math.inf < low < high < math.inf:
         raise ValueError(f"low and high must be finite and in order, got {low} and {high}")
@@ -103,7 +115,8 @@ def grid_source(
     centres = low + width * (torch.arange(points, dtype=torch.float64) + 0.5)
     mass = width * _nonnegative(density(centres), "density", finite=True)
     if mass.shape != centres.shape:
-        raise ValueError(f"density must return shape {tuple(centres.shape)}, got {tuple(mass.shape)}")
+        raise ValueError(f"density must return shape {tuple(centres.shape)}, got "
+                         f"{tuple(mass.shape)}")
     if abs(mass.sum() - 1) > 1e-3:
         raise ValueError(f"the grid holds a probability of {mass.sum().item():.5g}, not 1: "
                          "widen it, refine it, or normalize the density")
@@ -118,5 +131,6 @@ def squared_error(
     x, y = (check_finite(torch.as_tensor(v).double(), "points") for v in (x, y))
     if x.ndim == 1 and y.ndim == 1: x, y = x[:, None], y[:, None]
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
-        raise ValueError(f"points must have shapes (m, k) and (n, k), got {tuple(x.shape)} and {tuple(y.shape)}")
+        raise ValueError(f"points must have shapes (m, k) and (n, k), got {tuple(x.shape)} and "
+                         f"{tuple(y.shape)}")
     return (x[:, None] - y).square().mean(-1)

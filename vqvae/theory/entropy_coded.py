@@ -22,16 +22,19 @@ from .rate_distortion import _spectrum
 def _reach(source: ScalarSource) -> tuple[float, float]:
     "The interval outside which probability and squared distance from the mean are negligible."
     mass, mean, _ = source.cells(source.edges[1:-1])
-    weight = torch.where(mass > 0, mass * (1 + (mean - source.mean).square() / source.variance), 0.0)
+    weight = torch.where(mass > 0, mass * (1 + (mean - source.mean).square() / source.variance),
+                         0.0)
     kept = ((weight.cumsum(0) > 1e-18) & (weight.flip(0).cumsum(0).flip(0) > 1e-18)).nonzero()[:, 0]
     return source.edges[kept[0]].item(), source.edges[kept[-1] + 1].item()
 
 
 def _quantizer(source: ScalarSource, thresholds: Tensor) -> ScalarQuantizer:
-    "Levels at the means of the cells; cells without probability are joined to the next one with some."
+    """Levels at the means of the cells; cells without probability are joined to the next one with
+    some."""
     mass, mean, spread = source.cells(thresholds)
     kept = (mass > 0).nonzero()[:, 0]
-    return ScalarQuantizer(mean[kept], thresholds[kept[1:] - 1], mass[kept] / mass.sum(), spread.nan_to_num().sum())
+    return ScalarQuantizer(mean[kept], thresholds[kept[1:] - 1], mass[kept] / mass.sum(),
+                           spread.nan_to_num().sum())
 
 
 def uniform_threshold(
@@ -48,7 +51,8 @@ def _equal_cells(source: ScalarSource, step: float, reach: tuple[float, float]) 
     "`uniform_threshold` where the reach of the source is known."
     low, high = ((end - source.mean) / step for end in reach)
     if not high - low < 1e6:
-        raise ValueError(f"step must give at most a million cells, got {step:g}, which needs {high - low:.3g}")
+        raise ValueError(f"step must give at most a million cells, got {step:g}, which needs "
+                         f"{high - low:.3g}")
     index = torch.arange(math.floor(low), math.ceil(high) + 1, dtype=torch.float64)
     return _quantizer(source, source.mean + step * (index + 0.5))
 
@@ -62,14 +66,18 @@ def _root(function, start: float) -> float:
     for _ in range(200):
         if function(high) >= 0: break
         high *= 1.5
-    return math.exp(brentq(lambda log: function(math.exp(log)), math.log(low), math.log(high), xtol=1e-12, rtol=1e-12))
+    return math.exp(brentq(lambda log: function(math.exp(log)), math.log(low), math.log(high),
+                           xtol=1e-12, rtol=1e-12))
 
 
 def step_from_rate(
     source: ScalarSource,  # density
     rate: float,  # bits per sample, above 0
 ) -> float:  # Δ
-    "The step at which `uniform_threshold` has the entropy `rate`. Raises `ValueError` unless that is positive and takes at most a million cells."
+    """The step at which `uniform_threshold` has the entropy `rate`.
+
+    Raises `ValueError` unless that is positive and takes at most a million cells.
+    """
     check_positive(rate, "rate")
     start = math.sqrt(12 * source.variance) * 2.0**-rate
     return _root(lambda step: rate - uniform_threshold(source, step).entropy.item(), start)
@@ -79,10 +87,14 @@ def step_from_distortion(
     source: ScalarSource,  # density
     distortion: float,  # mean squared error, above 0 and below the variance
 ) -> float:  # Δ
-    "The step at which `uniform_threshold` has the given distortion. Raises `ValueError` outside of (0, variance)."
+    """The step at which `uniform_threshold` has the given distortion.
+
+    Raises `ValueError` outside of (0, variance).
+    """
     check_positive(distortion, "distortion")
     if not distortion < source.variance:
-        raise ValueError(f"distortion must be below the variance {source.variance:g}, got {distortion:g}")
+        raise ValueError(f"distortion must be below the variance {source.variance:g}, got "
+                         f"{distortion:g}")
     start = math.sqrt(12 * distortion)
     return _root(lambda step: uniform_threshold(source, step).distortion.item() - distortion, start)
 
@@ -91,10 +103,12 @@ def entropy_constrained(
     source: ScalarSource,  # density
     slope: float,  # β = -dR/dD > 0, bits per unit of squared error
     *,
-    tolerance: float = 1e-11,  # stop when a step gains at most this share of distortion + entropy / slope
+    # stop when a step gains at most this share of distortion + entropy / slope
+    tolerance: float = 1e-11,
     max_iterations: int = 20_000,  # give up after so many steps
 ) -> ScalarQuantizer:  # its rate is its `entropy`
-    """A scalar quantizer of small distortion + entropy / slope, by descent from equal cells: a local minimum.
+    """A scalar quantizer of small distortion + entropy / slope, by descent from equal cells: a
+    local minimum.
 
     Raises `ValueError` for numbers that are not positive, `RuntimeError` when it does not settle.
     Source: Chou, Lookabaugh and Gray 1989."""
@@ -106,12 +120,14 @@ def entropy_constrained(
         q = _quantizer(source, _entropy_thresholds(q.levels, -q.probabilities.log2(), slope))
         previous, cost = cost, (q.distortion + q.entropy / slope).item()
         if abs(previous - cost) <= tolerance * cost: return q
-    raise RuntimeError(f"the cost still changes by {abs(previous - cost) / cost:.2g} after {max_iterations} steps, "
-                       f"above tolerance {tolerance:g}: raise either of the two")
+    raise RuntimeError(f"the cost still changes by {abs(previous - cost) / cost:.2g} after "
+                       f"{max_iterations} steps, above tolerance {tolerance:g}: raise either of "
+                       "the two")
 
 
 def _entropy_thresholds(levels: Tensor, lengths: Tensor, slope: float) -> Tensor:
-    "Thresholds for levels with code lengths; levels that nothing goes to are passed over, the longest code first."
+    """Thresholds for levels with code lengths; levels that nothing goes to are passed over, the
+    longest code first."""
     while True:
         gap = levels.diff()
         thresholds = (levels[1:] + levels[:-1]) / 2 + lengths.diff() / (2 * slope * gap)
@@ -141,11 +157,16 @@ class TransformCode(NamedTuple):
 def transform_coding(
     variances: Tensor | list,  # λ of the components, (k,)
     step: float,  # Δ
-    source: ScalarSource | None = None,  # shape of every component's density, at any variance; without it Gaussian
+    # shape of every component's density, at any variance; without it Gaussian
+    source: ScalarSource | None = None,
 ) -> TransformCode:
-    "Components coded with one step; a variance of 0 costs nothing. Raises `ValueError` for bad numbers."
+    """Components coded with one step; a variance of 0 costs nothing.
+
+    Raises `ValueError` for bad numbers.
+    """
     variances, source = _spectrum(variances), source or gaussian_source()
-    if variances.ndim != 1: raise ValueError(f"variances must have shape (k,), got {tuple(variances.shape)}")
+    if variances.ndim != 1:
+        raise ValueError(f"variances must have shape (k,), got {tuple(variances.shape)}")
     check_positive(step, "step")
     coded, reach = {0.0: (0.0, 0.0)}, _reach(source)
     for variance in set(variances.tolist()) - {0.0}:
@@ -161,7 +182,10 @@ def transform_coding_from_rate(
     rate: float,  # total bits for the whole vector, above 0
     source: ScalarSource | None = None,  # shape of every component's density; without it Gaussian
 ) -> TransformCode:
-    "`transform_coding` with the step at which the whole vector costs `rate` bits. Raises `ValueError` for bad numbers."
+    """`transform_coding` with the step at which the whole vector costs `rate` bits.
+
+    Raises `ValueError` for bad numbers.
+    """
     variances, source = _spectrum(variances), source or gaussian_source()
     check_positive(rate, "rate")
     if not (variances > 0).any(): raise ValueError("variances must not all be 0")

@@ -20,14 +20,17 @@ from .rate_distortion import _nonnegative, _spectrum
 # %% ../../nbs/theory/06_high_resolution.ipynb #cell-006
 def bennett_distortion(
     source: ScalarSource,  # the density p
-    point_density: Callable[[Tensor], Tensor],  # λ(x), share of the levels per unit of length; integrates to 1
+    # λ(x), share of the levels per unit of length; integrates to 1
+    point_density: Callable[[Tensor], Tensor],
     levels: Tensor | int,  # n, any shape
 ) -> Tensor:  # D for many levels, float64; infinite where the levels thin out faster than the source allows
     """Bennett's integral: the error of many levels placed with a given density.
 
-    Raises `ValueError` for `levels` below 1, and unless `point_density` holds 1 within 1e-6 on the support."""
+    Raises `ValueError` for `levels` below 1, and unless `point_density` holds 1 within 1e-6 on
+    the support."""
     held = source.integral(lambda x, p: point_density(x)).item()
-    if not abs(held - 1) < 1e-6: raise ValueError(f"point_density must integrate to 1 on the support, got {held:.7g}")
+    if not abs(held - 1) < 1e-6:
+        raise ValueError(f"point_density must integrate to 1 on the support, got {held:.7g}")
     error = source.integral(lambda x, p: torch.where(p > 0, p / point_density(x).square(), 0.0))
     return error / (12 * _size(levels, "levels").square())
 
@@ -43,7 +46,10 @@ def density_norm(
     source: ScalarSource,  # the density p
     dim: int = 1,  # k, independent copies
 ) -> Tensor:  # (), squared unit of the source
-    "‖f‖ with exponent k / (k + 2) of the density of `dim` independent copies of `source`. Source: Zador 1982."
+    """‖f‖ with exponent k / (k + 2) of the density of `dim` independent copies of `source`.
+
+    Source: Zador 1982.
+    """
     check_positive(dim, "dim")
     return source.integral(lambda x, p: p ** (dim / (dim + 2))) ** (dim + 2)
 
@@ -59,7 +65,10 @@ def panter_dite(
 def sphere_bound(
     dim: int,  # k
 ) -> float:
-    "No cell in `dim` dimensions has a smaller normalized second moment than the ball. Source: Zador 1982."
+    """No cell in `dim` dimensions has a smaller normalized second moment than the ball.
+
+    Source: Zador 1982.
+    """
     check_positive(dim, "dim")
     return math.exp(2 / dim * math.lgamma(dim / 2 + 1)) / ((dim + 2) * math.pi)
 
@@ -67,30 +76,43 @@ def sphere_bound(
 def zador_bound(
     dim: int,  # k
 ) -> float:
-    "Random codes at the best density reach this constant: an upper bound on G_k. Source: Zador 1982."
+    """Random codes at the best density reach this constant: an upper bound on G_k.
+
+    Source: Zador 1982.
+    """
     check_positive(dim, "dim")
     return math.exp(2 / dim * math.lgamma(dim / 2 + 1) + math.lgamma(1 + 2 / dim)) / (dim * math.pi)
 
 # %% ../../nbs/theory/06_high_resolution.ipynb #cell-017
 LATTICE_CONSTANTS = {  # dimension: lattice, its normalized second moment
-    1: ("Z", 1 / 12), 2: ("A2", 5 / (36 * math.sqrt(3))), 3: ("A3*", 19 / (192 * 2 ** (1 / 3))),
-    4: ("D4", 13 / (120 * math.sqrt(2))), 5: ("D5*", 2641 * 2 ** (2 / 5) / 46080),
-    6: ("E6*", 12619 * 3 ** (1 / 6) / 204120), 7: ("E7*", 21361 * 2 ** (1 / 7) / 322560), 8: ("E8", 929 / 12960),
-    16: ("BW16", 0.068299), 24: ("Leech", 0.065771)}
+    1: ("Z", 1 / 12),
+    2: ("A2", 5 / (36 * math.sqrt(3))),
+    3: ("A3*", 19 / (192 * 2 ** (1 / 3))),
+    4: ("D4", 13 / (120 * math.sqrt(2))),
+    5: ("D5*", 2641 * 2 ** (2 / 5) / 46080),
+    6: ("E6*", 12619 * 3 ** (1 / 6) / 204120),
+    7: ("E7*", 21361 * 2 ** (1 / 7) / 322560),
+    8: ("E8", 929 / 12960),
+    16: ("BW16", 0.068299),
+    24: ("Leech", 0.065771),
+}
 
 # %% ../../nbs/theory/06_high_resolution.ipynb #cell-021
 def zador_distortion(
     codebook_size: Tensor | int,  # n, any shape (...)
     variances: Tensor | list,  # λ, eigenvalues of a Gaussian's covariance, (..., k), all positive
-    constant: float | None = None,  # G_k; without it the sphere bound, below which no codebook gets at high resolution
+    # G_k; without it the sphere bound, below which no codebook gets at high resolution
+    constant: float | None = None,
 ) -> Tensor:  # squared error per dimension for many codes, float64
     """Zador's law for a Gaussian vector: G_k ‖f‖ n^(-2/k).
 
     An asymptotic law, not a bound: at low rates it may lie above the variance or below R(D).
-    Raises `ValueError` for a size below 1, variances and constants that are not positive. Source: Zador 1982."""
+    Raises `ValueError` for a size below 1, variances and constants that are not positive.
+    Source: Zador 1982."""
     variances = _spectrum(variances)
     if not (variances > 0).all():
-        raise ValueError(f"variances must be positive, got {variances.min().item():g}: leave such dimensions out")
+        raise ValueError(f"variances must be positive, got {variances.min().item():g}: leave such "
+                         "dimensions out")
     k = variances.shape[-1]
     constant = sphere_bound(k) if constant is None else check_positive(constant, "constant")
     norm = 2 * math.pi * ((k + 2) / k) ** ((k + 2) / 2) * variances.log().mean(-1).exp()

@@ -31,7 +31,10 @@ def nearest_integers(
 def nearest_checkerboard(
     x: Tensor,  # points, (..., k)
 ) -> Tensor:  # the nearest point of D_k, (..., k)
-    "The nearest integer point of even sum; the first of equally bad coordinates moves. Source: Conway and Sloane 1982."
+    """The nearest integer point of even sum; the first of equally bad coordinates moves.
+
+    Source: Conway and Sloane 1982.
+    """
     near = nearest_integers(x)
     error = x - near
     worst = error.abs().argmax(-1, keepdim=True)
@@ -49,17 +52,25 @@ def _nearer(x: Tensor, first: Tensor, second: Tensor) -> Tensor:  # (..., k)
 def nearest_hexagonal(
     x: Tensor,  # points, (..., 2)
 ) -> Tensor:  # the nearest point of A2, (..., 2)
-    "The nearest point of the hexagonal lattice with (1, 0) and (1/2, √3/2). Source: Conway and Sloane 1982."
+    """The nearest point of the hexagonal lattice with (1, 0) and (1/2, √3/2).
+
+    Source: Conway and Sloane 1982.
+    """
     sides = x.new_tensor([1.0, math.sqrt(3)])
     middle = sides / 2
-    return _nearer(x, nearest_integers(x / sides) * sides, nearest_integers((x - middle) / sides) * sides + middle)
+    return _nearer(x, nearest_integers(x / sides) * sides,
+                   nearest_integers((x - middle) / sides) * sides + middle)
 
 
 def nearest_e8(
     x: Tensor,  # points, (..., 8)
 ) -> Tensor:  # the nearest point of E8, (..., 8)
-    "The nearest point of D8 or of D8 + 1/2; raises `ValueError` for points of another dimension. Source: Conway and Sloane 1982."
-    if x.shape[-1] != 8: raise ValueError(f"x must have 8 values on its last axis, got shape {tuple(x.shape)}")
+    """The nearest point of D8 or of D8 + 1/2.
+
+    Raises `ValueError` for points of another dimension. Source: Conway and Sloane 1982.
+    """
+    if x.shape[-1] != 8:
+        raise ValueError(f"x must have 8 values on its last axis, got shape {tuple(x.shape)}")
     return _nearer(x, nearest_checkerboard(x), nearest_checkerboard(x - 0.5) + 0.5)
 
 # %% ../../nbs/theory/07_lattices.ipynb #cell-015
@@ -69,7 +80,8 @@ class Lattice:
     name: str  # as in the literature
     generator: Tensor  # basis vectors in rows, (k, k), float64
     decoder: Callable[[Tensor], Tensor]  # (..., k) -> (..., k)
-    second_moment: float  # G, mean squared error per dimension of a cell scaled to volume 1, in closed form
+    # G, mean squared error per dimension of a cell scaled to volume 1, in closed form
+    second_moment: float
 
     @property
     def dim(self) -> int:
@@ -85,15 +97,22 @@ class Lattice:
         self,
         x: Tensor,  # points, (..., k)
     ) -> Tensor:  # nearest lattice points, (..., k), float64
-        "The nearest lattice point, ties always decided alike. Raises `ValueError` for a wrong shape and NaN."
+        """The nearest lattice point, ties always decided alike.
+
+        Raises `ValueError` for a wrong shape and NaN.
+        """
         return self.decoder(check_last_dim(x, self.dim, "x").double())
 
     def coordinates(
         self,
         points: Tensor,  # lattice points, (..., k)
     ) -> Tensor:  # (..., k), int64
-        "The integers b with points = b @ generator; raises `ValueError` for points that are not in the lattice."
-        real = check_last_dim(points, self.dim, "points").double() @ torch.linalg.inv(self.generator)
+        """The integers b with points = b @ generator.
+
+        Raises `ValueError` for points that are not in the lattice.
+        """
+        real = check_last_dim(points, self.dim,
+                              "points").double() @ torch.linalg.inv(self.generator)
         whole = real.round()
         if (real - whole).abs().max() > 1e-6 * (1 + whole.abs().max()):
             raise ValueError(f"points must lie in the lattice {self.name}, got one that is off by "
@@ -114,7 +133,8 @@ def integer_lattice(
     dim: int,  # k
 ) -> Lattice:
     "Z^k, cells are cubes."
-    return Lattice(f"Z{dim}", torch.eye(int(check_positive(dim, "dim")), dtype=torch.float64), nearest_integers, 1 / 12)
+    return Lattice(f"Z{dim}", torch.eye(int(check_positive(dim, "dim")), dtype=torch.float64),
+                   nearest_integers, 1 / 12)
 
 
 def hexagonal_lattice() -> Lattice:
@@ -131,7 +151,8 @@ def checkerboard_lattice(
     basis = torch.eye(dim, dtype=torch.float64) - torch.eye(dim, dtype=torch.float64).roll(1, 1)
     basis[-1] = 0
     basis[-1, :2] = 1  # differences of neighbours, and (1, 1, 0, ...)
-    return Lattice(f"D{dim}", basis, nearest_checkerboard, (1 / 12 + 1 / (2 * dim * (dim + 1))) * 4 ** (-1 / dim))
+    return Lattice(f"D{dim}", basis, nearest_checkerboard,
+                   (1 / 12 + 1 / (2 * dim * (dim + 1))) * 4 ** (-1 / dim))
 
 
 def e8_lattice() -> Lattice:
@@ -146,7 +167,10 @@ def measure_second_moment(
     samples: int = 100_000,  # points in the cell
     seed: int = 0,
 ) -> tuple[float, float]:  # G and the half width of a 99 % interval
-    "Monte-Carlo estimate of the normalized second moment, from the decoder alone; raises `ValueError` for less than two samples."
+    """Monte-Carlo estimate of the normalized second moment, from the decoder alone.
+
+    Raises `ValueError` for less than two samples.
+    """
     if samples < 2: raise ValueError(f"samples must be at least 2, got {samples}")
     points = lattice.sample_cell(samples, torch.Generator().manual_seed(seed))
     squares = points.square().mean(-1) / lattice.volume ** (2 / lattice.dim)
@@ -166,9 +190,11 @@ def entropy_coded_lattice(
     scale: float,  # factor on the lattice
     seed: int = 0,
 ) -> EntropyCodedLattice:
-    """Entropy and error of `lattice`, scaled, on a standard normal vector: 32 blocks of 256 vectors.
+    """Entropy and error of `lattice`, scaled, on a standard normal vector: 32 blocks of 256
+    vectors.
 
-    A cell's probability is a mean of the density over 1024 points of the cell, fresh in each block; its logarithm is
+    A cell's probability is a mean of the density over 1024 points of the cell, fresh in each
+    block; its logarithm is
     corrected to first order. Raises `ValueError` unless `scale` is positive."""
     check_positive(scale, "scale")
     g = torch.Generator().manual_seed(seed)
@@ -176,17 +202,21 @@ def entropy_coded_lattice(
     q = scale * lattice.decoder(x / scale)
     known = x.square().sum(-1) - lattice.dim  # has mean 0
     nats = torch.stack([_cell_nats(points, scale * lattice.sample_cell(512, g)) for points in q])
-    nats = nats - known * ((nats - nats.mean()) * known).mean() / known.square().mean()  # factor 1/2 at high rate
-    bits = (nats / lattice.dim - math.log(lattice.volume) / lattice.dim - math.log(scale)) / math.log(2)
+    # factor 1/2 at high rate
+    nats = nats - known * ((nats - nats.mean()) * known).mean() / known.square().mean()
+    bits = (nats / lattice.dim - math.log(lattice.volume) / lattice.dim
+            - math.log(scale)) / math.log(2)
     error = (x - q * (x * q).mean() / q.square().mean().clamp(min=1e-300)).square().mean(-1)
     D = error.mean()
     blocks = (bits + 0.5 * error / (D * math.log(2))).mean(1)  # of the gap, to first order
     half = 2.744 * (blocks.std() / math.sqrt(32)).item()  # Student, 31 degrees
-    return EntropyCodedLattice(bits.mean().item(), D.item(), (bits.mean() + 0.5 * D.log2()).item(), half)
+    return EntropyCodedLattice(bits.mean().item(), D.item(), (bits.mean() + 0.5 * D.log2()).item(),
+                               half)
 
 
 def _cell_nats(q: Tensor, cell: Tensor) -> Tensor:  # (n,)
-    "-ln of the mean normal density over cells around q (n, k), from points of one cell and their mirror images."
+    """-ln of the mean normal density over cells around q (n, k), from points of one cell and their
+    mirror images."""
     middle, along = -0.5 * (q.square().sum(-1, keepdim=True) + cell.square().sum(-1)), q @ cell.T
     peak = (middle + along.abs()).amax(-1, keepdim=True)
     density = 0.5 * (torch.exp(middle + along - peak) + torch.exp(middle - along - peak))

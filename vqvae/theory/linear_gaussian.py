@@ -12,12 +12,18 @@ import torch
 from torch import Tensor
 
 from ..core import check_finite
-from .rate_distortion import (WaterFilling, _nonnegative, _spectrum, water_filling,
-                                          water_filling_from_distortion)
+from vqvae.theory.rate_distortion import (
+    WaterFilling,
+    _nonnegative,
+    _spectrum,
+    water_filling,
+    water_filling_from_distortion,
+)
 
 # %% ../../nbs/theory/04_linear_gaussian.ipynb #cell-006
 class RemoteSource(NamedTuple):
-    "A Gaussian target of `dim` dimensions as far as an encoder sees it: what is lost, and the spectrum of what is not."
+    """A Gaussian target of `dim` dimensions as far as an encoder sees it: what is lost, and the
+    spectrum of what is not."""
     floor: Tensor  # squared error per dimension of the target that no rate removes, ()
     variances: Tensor  # eigenvalues of the covariance of the conditional mean, (m,)
     dim: int  # dimensions of the target, over which errors are averaged
@@ -31,7 +37,8 @@ class RemoteSource(NamedTuple):
         return self.floor + self.filling(rate).distortions.sum(-1) / self.dim
 
     def rate(self, distortion: Tensor | float) -> Tensor:
-        "R(D): bits per vector, (...), for `distortion` per dimension of the target; infinite at and below the floor."
+        """R(D): bits per vector, (...), for `distortion` per dimension of the target; infinite at
+        and below the floor."""
         above = _nonnegative(distortion, "distortion") - self.floor
         per_component = above.clamp(min=0) * self.dim / len(self.variances)
         bits = water_filling_from_distortion(self.variances, per_component).total_rate
@@ -45,11 +52,14 @@ def remote_source(
 ) -> RemoteSource:  # its spectrum has min(m, dim) entries
     """The limit of reconstructing one Gaussian vector from a description of another.
 
-    Raises `ValueError` for shapes that do not fit, asymmetric matrices, NaN, and covariances that no pair can have.
+    Raises `ValueError` for shapes that do not fit, asymmetric matrices, NaN, and covariances
+    that no pair can have.
     Source: Dobrushin and Tsybakov 1962; Wolf and Ziv 1970."""
-    observation, cross, target = (check_finite(torch.as_tensor(m).double(), name) for m, name in
-                                  ((observation, "observation"), (cross, "cross"), (target, "target")))
-    if cross.ndim != 2: raise ValueError(f"cross must have shape (dim, m), got {tuple(cross.shape)}")
+    observation, cross, target = (check_finite(torch.as_tensor(m).double(), name)
+                                  for m, name in ((observation, "observation"), (cross, "cross"),
+                                                  (target, "target")))
+    if cross.ndim != 2:
+        raise ValueError(f"cross must have shape (dim, m), got {tuple(cross.shape)}")
     dim, m = cross.shape
     for matrix, size, name in ((observation, m, "observation"), (target, dim, "target")):
         if matrix.shape != (size, size):
@@ -59,7 +69,8 @@ def remote_source(
     joint = torch.cat([torch.cat([observation, cross.mT], 1), torch.cat([cross, target], 1)])
     lowest = torch.linalg.eigvalsh(joint)[0].item()
     if lowest < -1e-6 * joint.diagonal().max():
-        raise ValueError(f"no variables have these covariances: the joint matrix has the eigenvalue {lowest:.3g}")
+        raise ValueError("no variables have these covariances: the joint matrix has the "
+                         f"eigenvalue {lowest:.3g}")
     values, vectors = torch.linalg.eigh(observation)
     keep = values > 1e-12 * values[-1].clamp(min=0)
     whitened = (cross @ vectors)[:, keep] / values[keep].sqrt()  # times its transpose: Cov(T̂)
@@ -73,14 +84,20 @@ def linear_gaussian_eigenvalues(
     A: Tensor,  # mixing matrix, (d, k)
     sigma_noise: float,  # standard deviation of the noise, per coordinate
 ) -> Tensor:  # eigenvalues of A Aᵀ + σ² I, descending, (d,), float64
-    "The spectrum of X = AY + W. Raises `ValueError` for a bad shape, NaN or a negative `sigma_noise`."
+    """The spectrum of X = AY + W.
+
+    Raises `ValueError` for a bad shape, NaN or a negative `sigma_noise`.
+    """
     signal = _signal(A, sigma_noise)
     return torch.nn.functional.pad(signal, (0, A.shape[0] - len(signal))) + sigma_noise**2
 
 
-def _signal(A: Tensor, sigma_noise: float) -> Tensor:  # squared singular values, descending, (min(d, k),), float64
+def _signal(
+    A: Tensor, sigma_noise: float,
+) -> Tensor:  # squared singular values, descending, (min(d, k),), float64
     "Variances of AY along its principal axes; checks the arguments."
-    if check_finite(A, "A").ndim != 2: raise ValueError(f"A must have shape (d, k), got {tuple(A.shape)}")
+    if check_finite(A, "A").ndim != 2:
+        raise ValueError(f"A must have shape (d, k), got {tuple(A.shape)}")
     _nonnegative(sigma_noise, "sigma_noise", finite=True)
     return torch.linalg.svdvals(A.double()).square()
 
@@ -93,9 +110,11 @@ def pca_source(
 
     Raises `ValueError` for a bad spectrum and unless 1 <= n_components <= d."""
     ordered = _spectrum(eigenvalues).sort(descending=True).values
-    if ordered.ndim != 1: raise ValueError(f"eigenvalues must have shape (d,), got {tuple(ordered.shape)}")
+    if ordered.ndim != 1:
+        raise ValueError(f"eigenvalues must have shape (d,), got {tuple(ordered.shape)}")
     n = len(ordered) if n_components is None else n_components
-    if not 1 <= n <= len(ordered): raise ValueError(f"n_components must be between 1 and {len(ordered)}, got {n}")
+    if not 1 <= n <= len(ordered):
+        raise ValueError(f"n_components must be between 1 and {len(ordered)}, got {n}")
     return RemoteSource(ordered[n:].sum() / len(ordered), ordered[:n], len(ordered))
 
 # %% ../../nbs/theory/04_linear_gaussian.ipynb #cell-014
@@ -105,7 +124,8 @@ def noiseless_source(
 ) -> RemoteSource:  # the target is AY, of d dimensions; its spectrum has min(d, k) entries
     """The limit of reconstructing the signal AY when the encoder sees X = AY + W.
 
-    Raises like `linear_gaussian_eigenvalues`. Source: Dobrushin and Tsybakov 1962; Wolf and Ziv 1970."""
+    Raises like `linear_gaussian_eigenvalues`. Source: Dobrushin and Tsybakov 1962; Wolf and Ziv
+    1970."""
     signal = _signal(A, sigma_noise)
     share = torch.where(signal > 0, signal / (signal + sigma_noise**2).where(signal > 0, 1.0), 0.0)
     return RemoteSource(((1 - share) * signal).sum() / A.shape[0], share * signal, A.shape[0])

@@ -30,9 +30,12 @@ def _quadrature(
     x = edges[:, :1] + half * (1 + _NODES)
     p = density(x)
     if not isinstance(p, Tensor) or p.shape != x.shape:
-        raise ValueError(f"density must return shape {tuple(x.shape)} for such numbers, got {getattr(p, 'shape', p)}")
+        raise ValueError(f"density must return shape {tuple(x.shape)} for such numbers, got "
+                         f"{getattr(p, 'shape', p)}")
     bad = ~((p >= 0) & (p < torch.inf))
-    if bad.any(): raise ValueError(f"density must be finite and not negative, got {p[bad][0].item()} at {x[bad][0]:g}")
+    if bad.any():
+        raise ValueError(f"density must be finite and not negative, got {p[bad][0].item()} at "
+                         f"{x[bad][0]:g}")
     return x, half * _WEIGHTS, p.double()
 
 # %% ../../nbs/theory/05_lloyd_max.ipynb #cell-008
@@ -40,7 +43,8 @@ def _panels(
     density: Callable[[Tensor], Tensor], low: float, high: float, breaks: Sequence[float]
 ) -> Tensor:  # (m + 1,), ascending
     "Ends of panels on which the quadrature is exact to rounding."
-    anchors = torch.tensor([a for a in (low, *breaks, high) if math.isfinite(a)] or [0.0], dtype=torch.float64)
+    anchors = torch.tensor([a for a in (low, *breaks, high) if math.isfinite(a)] or [0.0],
+                           dtype=torch.float64)
     steps = torch.exp2(torch.arange(-40.0, 201.0, dtype=torch.float64))
     edges = (anchors[:, None] + torch.cat([-steps.flip(0), torch.zeros(1), steps])).unique()
     edges = edges[(edges >= low) & (edges <= high)]
@@ -54,7 +58,8 @@ def _panels(
     total = whole.sum(0)
     for _ in range(60):
         middle = active.mean(1, keepdim=True)
-        halves = torch.stack([torch.cat([active[:, :1], middle], 1), torch.cat([middle, active[:, 1:]], 1)], 1)
+        halves = torch.stack([torch.cat([active[:, :1], middle], 1),
+                              torch.cat([middle, active[:, 1:]], 1)], 1)
         finer = integrals(halves.flatten(0, 1)).unflatten(0, (-1, 2))
         change = finer.sum(1) - whole
         total = total + change.sum(0)
@@ -66,7 +71,10 @@ def _panels(
 
 # %% ../../nbs/theory/05_lloyd_max.ipynb #cell-010
 class ScalarSource(NamedTuple):
-    "A density on an interval or the line, ready for quadrature. Made by `scalar_source` and its built-in cases."
+    """A density on an interval or the line, ready for quadrature.
+
+    Made by `scalar_source` and its built-in cases.
+    """
     density: Callable[[Tensor], Tensor]  # p(x)
     edges: Tensor  # ends of the panels, float64, ascending
     mean: float
@@ -74,16 +82,20 @@ class ScalarSource(NamedTuple):
 
     def cells(
         self,
-        thresholds: Tensor | Sequence[float],  # (n - 1,), ascending; the outer cells reach to the ends of the support
+        # (n - 1,), ascending; the outer cells reach to the ends of the support
+        thresholds: Tensor | Sequence[float],
     ) -> tuple[Tensor, Tensor, Tensor]:  # P, m (NaN where P is 0), V; (n,)
-        "Probability, mean and spread (integral of squared distance from the mean) of the cells between `thresholds`."
+        """Probability, mean and spread (integral of squared distance from the mean) of the cells
+        between `thresholds`."""
         t = torch.as_tensor(thresholds, dtype=torch.float64)
         if t.ndim != 1 or not (t.diff() >= 0).all() or t.isnan().any():
             raise ValueError(f"thresholds must be numbers in ascending order, got {t}")
         edges = torch.cat([self.edges, t.clamp(self.edges[0], self.edges[-1])]).unique()
         x, w, p = _quadrature(self.density, torch.stack([edges[:-1], edges[1:]], 1))
         cell = torch.searchsorted(t, x[:, 10].contiguous(), right=True)
-        add = lambda values: torch.zeros(len(t) + 1, dtype=torch.float64).index_add(0, cell, values.sum(1))
+        add = lambda values: torch.zeros(len(t) + 1, dtype=torch.float64).index_add(
+            0, cell, values.sum(1)
+        )
         mass = add(w * p)
         mean = add(w * p * x) / mass
         return mass, mean, add(w * p * (x - mean[cell, None]).square())
@@ -116,23 +128,27 @@ def scalar_source(
 ) -> ScalarSource:
     """A source from a density, as `vqvae.theory.shannon_bound.differential_entropy` takes it.
 
-    Raises `ValueError` where `density` is negative, infinite or NaN, when its integral is not 1 within 1e-6, and when
+    Raises `ValueError` where `density` is negative, infinite or NaN, when its integral is not 1
+    within 1e-6, and when
     its variance is infinite (or nearly: a tail like |x|⁻³)."""
     if not low < high: raise ValueError(f"low must be below high, got {low} and {high}")
     if not all(low < b < high for b in breaks):
-        raise ValueError(f"breaks must lie between low and high, got {list(breaks)} for {low} and {high}")
+        raise ValueError(f"breaks must lie between low and high, got {list(breaks)} for {low} and "
+                         f"{high}")
     edges = _panels(density, low, high, breaks)
     source = ScalarSource(density, edges, 0.0, 1.0)
     mass, mean, _ = source.cells(edges[1:-1])
     if not abs(mass.sum() - 1) < 1e-6:
-        raise ValueError(f"density must integrate to 1, got {mass.sum().item():.7g}: check low and high, "
-                         "and put breaks at narrow peaks")
+        raise ValueError(f"density must integrate to 1, got {mass.sum().item():.7g}: check low and "
+                         "high, and put breaks at narrow peaks")
     second = (mass * mean.square()).nan_to_num()
     if math.isinf(low) and second[0] > 1e-9 * second.sum() or math.isinf(high) and second[-1] > 1e-9 * second.sum():
-        raise ValueError("density must have a finite variance, and a tail that falls faster than |x|⁻³")
+        raise ValueError("density must have a finite variance, and a tail that falls faster than "
+                         "|x|⁻³")
     inside = mass.nonzero()[:, 0]
     total = mass.sum().item()
-    normalized = ScalarSource(lambda x: density(x) / total, edges[inside[0] : inside[-1] + 2], 0.0, 1.0)
+    normalized = ScalarSource(lambda x: density(x) / total, edges[inside[0] : inside[-1] + 2], 0.0,
+                              1.0)
     _, mean, variance = normalized.cells([])
     return normalized._replace(mean=mean.item(), variance=variance.item())
 
@@ -142,8 +158,8 @@ def gaussian_source(
 ) -> ScalarSource:
     "The Gaussian density of mean 0."
     check_positive(variance, "variance")
-    return scalar_source(lambda x: torch.exp(-x.square() / (2 * variance)) / math.sqrt(2 * math.pi * variance),
-                         breaks=[0.0])
+    return scalar_source(lambda x: torch.exp(-x.square() / (2 * variance))
+                         / math.sqrt(2 * math.pi * variance), breaks=[0.0])
 
 
 def laplace_source(
@@ -182,7 +198,9 @@ class ScalarQuantizer(NamedTuple):
 # %% ../../nbs/theory/05_lloyd_max.ipynb #cell-020
 def _hessian(source: ScalarSource, levels: Tensor, mass: Tensor) -> tuple[np.ndarray, np.ndarray]:
     "Diagonal (n,) and off-diagonal (n - 1,) of half the Hessian of the distortion."
-    density = source.density((levels[1:] + levels[:-1]) / 2).clamp(max=1e6 / math.sqrt(source.variance))
+    density = source.density((levels[1:] + levels[:-1]) / 2).clamp(
+        max=1e6 / math.sqrt(source.variance)
+    )
     off = -density * levels.diff() / 4
     padded = torch.cat([off.new_zeros(1), off, off.new_zeros(1)])
     return (mass + padded[1:] + padded[:-1]).numpy(), off.numpy()
@@ -200,7 +218,8 @@ def _companded(source: ScalarSource, levels: int) -> Tensor:
     x, w, p = _quadrature(source.density, torch.stack([source.edges[:-1], source.edges[1:]], 1))
     share = (w * p ** (1 / 3)).flatten()
     below = (share.cumsum(0) - share / 2) / share.sum()
-    return torch.from_numpy(np.interp((np.arange(levels) + 0.5) / levels, below.numpy(), x.flatten().numpy()))
+    return torch.from_numpy(np.interp((np.arange(levels) + 0.5) / levels, below.numpy(),
+                                      x.flatten().numpy()))
 
 # %% ../../nbs/theory/05_lloyd_max.ipynb #cell-023
 _DAMPING = (0.0, *(10.0**-i for i in range(9, 0, -1)), 0.3, 1.0, 3.0)  # the µ tried in turn
@@ -210,12 +229,17 @@ def lloyd_max(
     source: ScalarSource,  # density; `gaussian_source()`, `scalar_source(p, low, high)`, ...
     levels: int,  # n, how many
 ) -> ScalarQuantizer:
-    """The scalar quantizer of least squared error with `levels` levels: stationary to rounding, and not a saddle.
+    """The scalar quantizer of least squared error with `levels` levels: stationary to rounding,
+    and not a saddle.
 
-    For a log-concave density (`source.log_concave`) it is the only stationary one, hence the best; for others there
-    may be several, and this is one of them. Raises `TypeError` and `ValueError` unless `levels` is a positive integer,
-    `RuntimeError` where the iteration does not settle. Source: Max 1960; Lloyd 1982; uniqueness: Kieffer 1983."""
-    if not isinstance(levels, int): raise TypeError(f"levels must be an integer, got {type(levels).__name__}")
+    For a log-concave density (`source.log_concave`) it is the only stationary one, hence the
+    best; for others there
+    may be several, and this is one of them. Raises `TypeError` and `ValueError` unless `levels`
+    is a positive integer,
+    `RuntimeError` where the iteration does not settle. Source: Max 1960; Lloyd 1982;
+    uniqueness: Kieffer 1983."""
+    if not isinstance(levels, int):
+        raise TypeError(f"levels must be an integer, got {type(levels).__name__}")
     check_positive(levels, "levels")
     deviation = math.sqrt(source.variance)
     c = _companded(source, levels)
@@ -225,22 +249,28 @@ def lloyd_max(
         if residual <= 1e-13 * deviation + 1e-15 * c.abs().max().item():
             curvature, direction = _least_curvature(*_hessian(source, c, mass), mass)
             if curvature > -1e-6:
-                return ScalarQuantizer(c, (c[1:] + c[:-1]) / 2, mass / mass.sum(), c.new_tensor(distortion))
+                return ScalarQuantizer(c, (c[1:] + c[:-1]) / 2, mass / mass.sum(),
+                                       c.new_tensor(distortion))
             c = c + 0.01 * deviation * direction  # a saddle: leave it downhill
             mass, mean, distortion = _state(source, c)
         c, mass, mean, distortion = _better(source, c, mass, mean, distortion)
-    raise RuntimeError(f"the levels are still {residual / deviation:.2g} standard deviations from the means of their "
-                       f"cells after 500 steps: {levels} levels, variance {source.variance:g}")
+    raise RuntimeError(f"the levels are still {residual / deviation:.2g} standard deviations from "
+                       f"the means of their cells after 500 steps: {levels} levels, variance "
+                       f"{source.variance:g}")
 
 
 def _state(source: ScalarSource, levels: Tensor) -> tuple[Tensor, Tensor, float]:
-    "Probabilities and means of the cells of `levels`, and the distortion. A cell without mass keeps its level."
+    """Probabilities and means of the cells of `levels`, and the distortion.
+
+    A cell without mass keeps its level.
+    """
     mass, mean, spread = source.cells((levels[1:] + levels[:-1]) / 2)
     mean = torch.where(mass > 0, mean, levels)
     return mass, mean, (spread.nan_to_num() + mass * (levels - mean).square()).sum().item()
 
 
-def _better(source: ScalarSource, levels: Tensor, mass: Tensor, mean: Tensor, distortion: float) -> tuple:
+def _better(source: ScalarSource, levels: Tensor, mass: Tensor, mean: Tensor,
+            distortion: float) -> tuple:
     "Levels after one damped step of Newton or one of Lloyd, and their `_state`."
     diagonal, off = _hessian(source, levels, mass)
     for mu in _DAMPING:
@@ -252,9 +282,12 @@ def _better(source: ScalarSource, levels: Tensor, mass: Tensor, mean: Tensor, di
 
 
 def _least_curvature(diagonal: np.ndarray, off: np.ndarray, mass: Tensor) -> tuple[float, Tensor]:
-    "Smallest eigenvalue of the Hessian in units of the probabilities, and its direction with largest entry 1."
+    """Smallest eigenvalue of the Hessian in units of the probabilities, and its direction with
+    largest entry 1."""
     root = mass.sqrt().numpy()
-    if not root.all(): raise RuntimeError(f"{(root == 0).sum()} of {len(root)} levels have no probability left")
-    value, vector = eigh_tridiagonal(diagonal / root**2, off / (root[1:] * root[:-1]), select="i", select_range=(0, 0))
+    if not root.all():
+        raise RuntimeError(f"{(root == 0).sum()} of {len(root)} levels have no probability left")
+    value, vector = eigh_tridiagonal(diagonal / root**2, off / (root[1:] * root[:-1]), select="i",
+                                     select_range=(0, 0))
     direction = vector[:, 0] / root
     return value[0], torch.from_numpy(direction / direction[np.abs(direction).argmax()])

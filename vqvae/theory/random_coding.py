@@ -45,7 +45,8 @@ def _cumulants(s: Tensor, ball: _Ball) -> _Cumulants:  # at real s, (B, N)
 
 # %% ../../nbs/theory/09_random_coding.ipynb #cell-009
 def _crossing_inside(t: Tensor, ball: _Ball) -> Tensor:  # s > 0, (B, N)
-    "Where the path of F crosses the real axis; any s > 0 is valid, near the minimum it is accurate."
+    """Where the path of F crosses the real axis; any s > 0 is valid, near the minimum it is
+    accurate."""
     s = 1 / t
     for _ in range(200):
         at = _cumulants(s, ball)
@@ -56,7 +57,8 @@ def _crossing_inside(t: Tensor, ball: _Ball) -> Tensor:  # s > 0, (B, N)
 
 
 def _crossing_outside(t: Tensor, ball: _Ball) -> Tensor:  # s < 0, (B, N)
-    "Where the path of 1 - F crosses the real axis, between the pole at 0 and the singularity at -1 / (2 max v)."
+    """Where the path of 1 - F crosses the real axis, between the pole at 0 and the singularity at
+    -1 / (2 max v)."""
     low, high = torch.zeros_like(t), torch.full_like(t, 0.5 / ball.variance.max().item())
     for _ in range(24):
         middle = (low + high) / 2
@@ -65,17 +67,22 @@ def _crossing_outside(t: Tensor, ball: _Ball) -> Tensor:  # s < 0, (B, N)
     return -(low + high) / 2
 
 # %% ../../nbs/theory/09_random_coding.ipynb #cell-011
-_NODES = 0.2 * torch.arange(32, dtype=torch.float64)  # u of the trapezoidal rule; one group decays within half of them
+# u of the trapezoidal rule; one group decays within half of them
+_NODES = 0.2 * torch.arange(32, dtype=torch.float64)
 
 
 def _bend(s: Tensor, at: _Cumulants, width: Tensor, ball: _Ball) -> Tensor:  # (B, N)
-    "Curvature of the path: of steepest descent, if no group's factor grows along the first 100 widths of it."
+    """Curvature of the path: of steepest descent, if no group's factor grows along the first 100
+    widths of it."""
     own = ball.variance / (1 + 2 * s[..., None] * ball.variance)  # v / e
-    safe = torch.maximum(own, 0.25 / (own * (100 * width[..., None]) ** 2))  # the latter: e hardly changes
+    # the latter: e hardly changes
+    safe = torch.maximum(own, 0.25 / (own * (100 * width[..., None]) ** 2))
     return torch.minimum(at.third / (6 * at.variance), safe.amin(-1))
 
 
-def _invert(s: Tensor, t: Tensor, ball: _Ball) -> Tensor:  # F(t) for s > 0, 1 - F(t) for s < 0, (B, N)
+def _invert(
+    s: Tensor, t: Tensor, ball: _Ball,
+) -> Tensor:  # F(t) for s > 0, 1 - F(t) for s < 0, (B, N)
     "The inverse Laplace transform along the parabola through s."
     at, sign = _cumulants(s, ball), s.sign()[..., None]
     width, top = (at.variance + 1 / s**2).rsqrt(), s * t + at.log - s.abs().log()
@@ -97,7 +104,8 @@ def _invert(s: Tensor, t: Tensor, ball: _Ball) -> Tensor:  # F(t) for s > 0, 1 -
 
 
 def _probabilities(t: Tensor, ball: _Ball) -> tuple[Tensor, Tensor]:  # F and 1 - F at t, (B, N)
-    "Each with small relative error: F from its own integral up to one standard deviation above the mean, 1 - F beyond."
+    """Each with small relative error: F from its own integral up to one standard deviation above
+    the mean, 1 - F beyond."""
     whole = _cumulants(torch.zeros_like(t[:, :1]), ball)
     split = whole.mean + whole.variance.sqrt()
     near, far, beyond = torch.minimum(t, split), torch.maximum(t, split), t > split
@@ -116,7 +124,8 @@ def _window(log_size: float, ball: _Ball) -> Tensor:  # three squared distances,
     for _ in range(20):
         u = (low + high) / 2
         s, at = u.exp(), _cumulants(u.exp(), ball)
-        rough = 1 + s * at.mean + at.log - u - 0.5 * torch.log(2 * math.pi * (at.variance + 1 / s**2))
+        rough = 1 + s * at.mean + at.log - u - 0.5 * torch.log(2 * math.pi
+                                                               * (at.variance + 1 / s**2))
         above = log_size + rough > goal
         low, high = torch.where(above, u, low), torch.where(above, high, u)
     edges = _cumulants(low.exp(), ball).mean + 1 / low.exp()
@@ -125,13 +134,17 @@ def _window(log_size: float, ball: _Ball) -> Tensor:  # three squared distances,
     return torch.cat([edges[:, :2], torch.minimum(edges[:, 2], chernoff)[:, None]], -1)
 
 
-def _rule(low: Tensor | float, high: Tensor | float, nodes: int) -> tuple[Tensor, Tensor]:  # places and weights
+def _rule(
+    low: Tensor | float, high: Tensor | float, nodes: int,
+) -> tuple[Tensor, Tensor]:  # places and weights
     "Gauss-Legendre quadrature between `low` and `high`."
     x, w = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(nodes))
     return low + (high - low) * (x + 1) / 2, (high - low) * w / 2
 
 
-def _nearest(log_size: float, ball: _Ball) -> Tensor:  # mean squared distance to the nearest code, (B,)
+def _nearest(
+    log_size: float, ball: _Ball,
+) -> Tensor:  # mean squared distance to the nearest code, (B,)
     start, knee, end = _window(log_size, ball).sqrt().split(1, -1)
     parts = _rule(start, knee, 12), _rule(knee, end, 28)
     rho, weight = (torch.cat(part, -1) for part in zip(*parts))
@@ -149,39 +162,51 @@ class RandomCoding(NamedTuple):
 def _energies(
     variances: Tensor, count: Tensor, samples: int, seed: int  # λ and m of each group, (P,)
 ) -> tuple[Tensor, Tensor]:  # (S, B, P) and the weights of the B points
-    "Values of λ χ²_m for P independent groups: S = 1 set by quadrature, or S = 8 sets that share the samples."
+    """Values of λ χ²_m for P independent groups: S = 1 set by quadrature, or S = 8 sets that share
+    the samples."""
     live = variances > 0
     if live.sum() < 2:
         half = count[live].sum().item() / 2 or 0.5
-        r, weight = _rule(math.sqrt(2 * gammaincinv(half, 1e-16)), math.sqrt(2 * gammainccinv(half, 1e-40)), 64)
-        weight = weight * torch.exp((2 * half - 1) * r.log() - r**2 / 2 - (half - 1) * math.log(2) - math.lgamma(half))
+        r, weight = _rule(math.sqrt(2 * gammaincinv(half, 1e-16)),
+                          math.sqrt(2 * gammainccinv(half, 1e-40)), 64)
+        weight = weight * torch.exp((2 * half - 1) * r.log() - r**2 / 2 - (half - 1) * math.log(2)
+                                    - math.lgamma(half))
         return r.square()[:, None] * variances[None, None], weight
     engines = [SobolEngine(int(live.sum()), scramble=True, seed=seed + i) for i in range(8)]
-    u = torch.stack([engine.draw(samples // 8, dtype=torch.float64) for engine in engines]).clamp(1e-16, 1 - 1e-16)
+    u = torch.stack([engine.draw(samples // 8, dtype=torch.float64)
+                     for engine in engines]).clamp(1e-16, 1 - 1e-16)
     energy = torch.zeros(*u.shape[:2], len(variances), dtype=torch.float64)
-    energy[..., live] = 2 * variances[live] * torch.from_numpy(gammaincinv(count[live].numpy() / 2, u.numpy()))
+    energy[..., live] = (
+        2 * variances[live] * torch.from_numpy(gammaincinv(count[live].numpy() / 2, u.numpy()))
+    )
     return energy, torch.full((samples // 8,), 8 / samples, dtype=torch.float64)
 
 # %% ../../nbs/theory/09_random_coding.ipynb #cell-018
 def random_coding_distortion(
     codebook_size: int,  # n, number of codes
     variances: Tensor | list,  # λ, variances of the source along some axes, (k,)
-    codebook_variances: Tensor | list | float,  # v, variances of the codes along the same axes, (k,), (1,) or a number
+    # v, variances of the codes along the same axes, (k,), (1,) or a number
+    codebook_variances: Tensor | list | float,
     samples: int = 4096,  # points z, where they are sampled; a power of 2, at least 16
     seed: int = 0,  # of these points
 ) -> RandomCoding:  # distortion and error, per dimension
-    """Mean squared error of `codebook_size` codes drawn from N(0, diag v) for a source N(0, diag λ), per dimension.
+    """Mean squared error of `codebook_size` codes drawn from N(0, diag v) for a source N(0,
+    diag λ), per dimension.
 
-    Averaged over codebooks. By quadrature where all pairs (λ, v) with λ > 0 and v > 0 are equal; else the average
+    Averaged over codebooks. By quadrature where all pairs (λ, v) with λ > 0 and v > 0 are
+    equal; else the average
     over z is sampled. Raises `ValueError` for negative values, NaN, infinite variances, more than
     2^126 codes per component or 2^1000 in all."""
     source = _spectrum(variances).cpu()
-    if source.ndim != 1: raise ValueError(f"variances must have shape (k,), got {tuple(source.shape)}")
+    if source.ndim != 1:
+        raise ValueError(f"variances must have shape (k,), got {tuple(source.shape)}")
     codes = _code_variances(codebook_variances, len(source)).cpu().expand(len(source))
     log_size, used = _log_size(codebook_size), codes > 0
-    if log_size == 0: return RandomCoding((source + codes).mean(), torch.zeros((), dtype=torch.float64))
+    if log_size == 0:
+        return RandomCoding((source + codes).mean(), torch.zeros((), dtype=torch.float64))
     if log_size > 88 * max(used.sum().item(), 1):
-        raise ValueError(f"codebook_size must be at most 2^126 per component, got 2^{log_size / math.log(2):.0f}")
+        raise ValueError("codebook_size must be at most 2^126 per component, got "
+                         f"2^{log_size / math.log(2):.0f}")
     still = source[~used].sum()
     if samples < 16 or samples & (samples - 1):
         raise ValueError(f"samples must be a power of 2, at least 16, got {samples}")
@@ -189,17 +214,25 @@ def random_coding_distortion(
     (lam, v), count = torch.stack([source, codes])[:, used].unique(dim=1, return_counts=True)
     energy, weight = _energies(lam, count, samples, seed)
     v, group = v.unique(return_inverse=True)
-    add = lambda values: torch.zeros(*values.shape[:-1], len(v), dtype=torch.float64).index_add_(-1, group, values)
+    add = lambda values: torch.zeros(*values.shape[:-1], len(v), dtype=torch.float64).index_add_(
+        -1, group, values
+    )
     rows = add(energy).flatten(0, 1)
-    nearest = torch.cat([_nearest(log_size, _Ball(part, v, add(count.double()))) for part in rows.split(256)])
+    nearest = torch.cat([_nearest(log_size, _Ball(part, v, add(count.double())))
+                         for part in rows.split(256)])
     total = (nearest.view(len(energy), -1) * weight).sum(-1)
-    error = 3.499 * total.std() / math.sqrt(8) if len(total) > 1 else torch.zeros_like(still)  # Student, 7 degrees
+    # Student, 7 degrees
+    error = 3.499 * total.std() / math.sqrt(8) if len(total) > 1 else torch.zeros_like(still)
     return RandomCoding((still + total.mean()) / len(source), error / len(source))
 
 
 def _log_size(codebook_size: int) -> float:  # ln n
-    "Natural logarithm of a codebook size; raises `ValueError` unless it is a number from 1 to 2^1000."
-    if isinstance(codebook_size, int) and not isinstance(codebook_size, bool) and codebook_size > 2**1000:
+    """Natural logarithm of a codebook size.
+
+    Raises `ValueError` unless it is a number from 1 to 2^1000.
+    """
+    if isinstance(codebook_size, int) and not isinstance(codebook_size,
+                                                         bool) and codebook_size > 2**1000:
         raise ValueError("codebook_size must be at most 2^1000")
     return math.log(check_positive(codebook_size, "codebook_size"))
 
@@ -219,23 +252,30 @@ def best_codebook_variance(
     For a source N(0, λI) multiply both by λ. Raises `ValueError` for sizes below 1."""
     check_positive(dim, "dim")
     if _log_size(codebook_size) == 0: return BestVariance(0.0, 1.0)
-    at = lambda log: random_coding_distortion(codebook_size, torch.ones(dim), math.exp(log)).distortion.item()
-    found = minimize_scalar(at, bounds=(math.log(0.2 / dim), math.log(1.2 + 2.4 / dim)), method="bounded",
-                            options={"xatol": 1e-3})
+    at = lambda log: random_coding_distortion(codebook_size, torch.ones(dim),
+                                              math.exp(log)).distortion.item()
+    found = minimize_scalar(at, bounds=(math.log(0.2 / dim), math.log(1.2 + 2.4 / dim)),
+                            method="bounded", options={"xatol": 1e-3})
     return BestVariance(math.exp(found.x), float(found.fun))
 
 # %% ../../nbs/theory/09_random_coding.ipynb #cell-033
 def _largest_normal(codebook_size: int) -> float:
-    "Mean of the largest of n standard normal numbers: n ln(1/Φ) of it is exponential, so ln of that is integrated."
+    """Mean of the largest of n standard normal numbers: n ln(1/Φ) of it is exponential, so ln of
+    that is integrated."""
     u = np.arange(-40, 4, 0.05)
-    return float(0.05 * np.sum(np.exp(u - np.exp(u)) * -ndtri(-np.expm1(-np.exp(u - _log_size(codebook_size))))))
+    return float(0.05
+                 * np.sum(np.exp(u - np.exp(u))
+                          * -ndtri(-np.expm1(-np.exp(u - _log_size(codebook_size))))))
 
 # %% ../../nbs/theory/09_random_coding.ipynb #cell-036
 def codebook_variance_fit(
     codebook_size: int,  # n, number of codes
     dim: int,  # k, dimensions of a code
 ) -> float:  # v for a source of variance 1
-    "A formula for `best_codebook_variance`, fitted on this page. Raises `ValueError` for sizes below 1."
+    """A formula for `best_codebook_variance`, fitted on this page.
+
+    Raises `ValueError` for sizes below 1.
+    """
     check_positive(dim, "dim")
     if _log_size(codebook_size) == 0: return 0.0
     return (1 + 2 / dim) * -math.expm1(-_largest_normal(codebook_size) ** 2 / (dim + 1.25))

@@ -20,10 +20,14 @@ def _nonnegative(
     name: str,  # how the message calls it
     finite: bool = False,  # whether infinity is refused too
 ) -> Tensor:  # the same numbers, float64
-    "Return `value` as a float64 tensor; raise `ValueError` when it is empty, negative, NaN or (if `finite`) infinite."
+    """Return `value` as a float64 tensor.
+
+    Raises `ValueError` when it is empty, negative, NaN or (if `finite`) infinite.
+    """
     value = torch.as_tensor(value, dtype=torch.float64)
     check_finite(value if finite else value.nan_to_num(nan=torch.nan, posinf=0.0), name)
-    if (value < 0).any(): raise ValueError(f"{name} must not be negative, got {value.min().item():g}")
+    if (value < 0).any():
+        raise ValueError(f"{name} must not be negative, got {value.min().item():g}")
     return value
 
 # %% ../../nbs/theory/01_rate_distortion.ipynb #cell-008
@@ -33,18 +37,25 @@ def gaussian_distortion(
 ) -> Tensor:  # D(R), squared error per sample, float64
     """The least mean squared error of a Gaussian variable at `rate` bits.
 
-    Raises `ValueError` for negative values and NaN. Source: Cover and Thomas 2006, theorem 10.3.2."""
-    return _nonnegative(variance, "variance", finite=True) * torch.exp2(-2 * _nonnegative(rate, "rate"))
+    Raises `ValueError` for negative values and NaN. Source: Cover and Thomas 2006, theorem
+    10.3.2."""
+    return _nonnegative(variance, "variance",
+                        finite=True) * torch.exp2(-2 * _nonnegative(rate, "rate"))
 
 
 def gaussian_rate(
     distortion: Tensor | float,  # D, squared error per sample, any shape
     variance: Tensor | float = 1.0,  # σ², broadcasts with `distortion`
 ) -> Tensor:  # R(D), bits per sample, float64
-    """The least rate at which a Gaussian variable is described to within `distortion`; infinite where that is 0.
+    """The least rate at which a Gaussian variable is described to within `distortion`; infinite
+    where that is 0.
 
-    Raises `ValueError` for negative values and NaN. Source: Cover and Thomas 2006, theorem 10.3.2."""
-    distortion, variance = _nonnegative(distortion, "distortion"), _nonnegative(variance, "variance", finite=True)
+    Raises `ValueError` for negative values and NaN. Source: Cover and Thomas 2006, theorem
+    10.3.2."""
+    distortion, variance = (
+        _nonnegative(distortion, "distortion"),
+        _nonnegative(variance, "variance", finite=True),
+    )
     distortion, variance = torch.broadcast_tensors(distortion, variance)
     coded = variance > distortion  # elsewhere the mean is good enough, also where both are 0
     bits = 0.5 * (torch.log2(variance) - torch.log2(distortion))
@@ -55,17 +66,21 @@ def water_level(
     variances: Tensor | list,  # λ, eigenvalues of the covariance in any order, (..., k)
     rate: Tensor | float,  # R, total bits for the whole vector, (...) or a number
 ) -> Tensor:  # θ, the squared error of every component that gets bits, (...), float64
-    """The water level at which the components' rates sum to `rate`; the largest variance when `rate` is 0.
+    """The water level at which the components' rates sum to `rate`; the largest variance when
+    `rate` is 0.
 
     Exact: by sorting, without iteration. Leading axes of `variances` broadcast with `rate`.
-    Raises `ValueError` for negative values, NaN, infinite variances. Source: Cover and Thomas 2006, theorem 10.3.3."""
+    Raises `ValueError` for negative values, NaN, infinite variances. Source: Cover and Thomas
+    2006, theorem 10.3.3."""
     ordered = _spectrum(variances).sort(-1, descending=True).values
     rate = _nonnegative(rate, "rate").to(ordered.device)[..., None]
     count = torch.arange(1, ordered.shape[-1] + 1, dtype=ordered.dtype, device=ordered.device)
     log = torch.log2(ordered)
     gaps = torch.where(ordered[..., 1:] > 0, log[..., :-1] - log[..., 1:], torch.inf)
-    starts = torch.cat([torch.zeros_like(log[..., :1]), 0.5 * (count[:-1] * gaps).cumsum(-1)], -1)  # the B_m
-    last = ((rate > starts).sum(-1, keepdim=True) - 1).clamp(min=0)  # position of the last component with bits
+    # the B_m
+    starts = torch.cat([torch.zeros_like(log[..., :1]), 0.5 * (count[:-1] * gaps).cumsum(-1)], -1)
+    # position of the last component with bits
+    last = ((rate > starts).sum(-1, keepdim=True) - 1).clamp(min=0)
     shape = last.shape[:-1] + ordered.shape[-1:]
     at = lambda values: values.expand(shape).gather(-1, last)
     return (at(ordered) * torch.exp2(-2 * (rate - at(starts)) / (last + 1)))[..., 0]
@@ -74,15 +89,20 @@ def water_level(
 def _spectrum(
     variances: Tensor | list,  # λ, (..., k)
 ) -> Tensor:  # the same, float64
-    "Return `variances` as float64; raise `ValueError` unless there are some, finite and not negative."
+    """Return `variances` as float64.
+
+    Raises `ValueError` unless there are some, finite and not negative.
+    """
     variances = _nonnegative(variances, "variances", finite=True)
     if variances.ndim == 0:
-        raise ValueError(f"variances must have shape (..., k), got the single number {variances.item():g}")
+        raise ValueError("variances must have shape (..., k), got the single number "
+                         f"{variances.item():g}")
     return variances
 
 # %% ../../nbs/theory/01_rate_distortion.ipynb #cell-015
 class WaterFilling(NamedTuple):
-    "The optimal description of a Gaussian vector, component by component, in the order the variances were given."
+    """The optimal description of a Gaussian vector, component by component, in the order the
+    variances were given."""
     level: Tensor  # θ, (...)
     rates: Tensor  # bits of each component, (..., k)
     distortions: Tensor  # squared error of each component, (..., k)
@@ -108,17 +128,21 @@ def water_filling(
     variances: Tensor | list,  # λ, eigenvalues of the covariance in any order, (..., k)
     rate: Tensor | float,  # R, total bits for the whole vector, (...) or a number
 ) -> WaterFilling:  # level (...), rates (..., k), distortions (..., k), float64
-    """The optimal share of `rate` bits among the components: `water_filling(λ, R).distortion` is D(R) per dimension.
+    """The optimal share of `rate` bits among the components: `water_filling(λ, R).distortion`
+    is D(R) per dimension.
 
-    A variance of 0 gets no bits at any rate; an infinite rate leaves no distortion. Raises like `water_level`."""
+    A variance of 0 gets no bits at any rate; an infinite rate leaves no distortion. Raises like
+    `water_level`."""
     return _fill(_spectrum(variances), water_level(variances, rate))
 
 # %% ../../nbs/theory/01_rate_distortion.ipynb #cell-024
 def water_level_from_distortion(
     variances: Tensor | list,  # λ, eigenvalues of the covariance in any order, (..., k)
-    distortion: Tensor | float,  # D, squared error per dimension (the mean over components), (...) or a number
+    # D, squared error per dimension (the mean over components), (...) or a number
+    distortion: Tensor | float,
 ) -> Tensor:  # θ, (...), float64
-    """The water level at which the mean error is `distortion`; the largest variance when that needs no bits.
+    """The water level at which the mean error is `distortion`; the largest variance when that
+    needs no bits.
 
     Exact: by sorting, without iteration. Leading axes of `variances` broadcast with `distortion`.
     Raises `ValueError` for negative values, NaN, infinite variances."""
@@ -127,7 +151,8 @@ def water_level_from_distortion(
     total = k * _nonnegative(distortion, "distortion").to(ordered.device)[..., None]
     zero = torch.zeros_like(ordered[..., :1])
     levels = torch.cat([zero, ordered], -1)  # the level when component j goes under, (..., k + 1)
-    above = torch.arange(k, 0, -1, dtype=ordered.dtype, device=ordered.device)  # components still above it before that
+    # components still above it before that
+    above = torch.arange(k, 0, -1, dtype=ordered.dtype, device=ordered.device)
     filled = torch.cat([zero, (above * levels.diff(dim=-1)).cumsum(-1)], -1)  # the C_j
     under = (total >= filled).sum(-1, keepdim=True) - 1
     shape = under.shape[:-1] + (k + 1,)
@@ -140,7 +165,9 @@ def water_filling_from_distortion(
     variances: Tensor | list,  # λ, eigenvalues of the covariance in any order, (..., k)
     distortion: Tensor | float,  # D, squared error per dimension, (...) or a number
 ) -> WaterFilling:  # level (...), rates (..., k), distortions (..., k), float64
-    """The cheapest description within `distortion`: `water_filling_from_distortion(λ, D).total_rate` is R(D) in bits.
+    """The cheapest description within `distortion`: `water_filling_from_distortion(λ,
+    D).total_rate` is R(D) in bits.
 
-    A distortion above the mean variance costs no bits and is not used up. Raises like `water_level_from_distortion`."""
+    A distortion above the mean variance costs no bits and is not used up. Raises like
+    `water_level_from_distortion`."""
     return _fill(_spectrum(variances), water_level_from_distortion(variances, distortion))

@@ -35,7 +35,10 @@ def laplace_entropy(
 def uniform_entropy(
     variance: Tensor | float = 1.0,  # σ² = a²/12 for an interval of length a, any shape
 ) -> Tensor:  # h, bits, float64; -inf where the variance is 0
-    "Differential entropy of a uniform density: log₂ a. Source: Cover and Thomas 2006, example 8.1.1."
+    """Differential entropy of a uniform density: log₂ a.
+
+    Source: Cover and Thomas 2006, example 8.1.1.
+    """
     return 0.5 * torch.log2(12 * _nonnegative(variance, "variance", finite=True))
 
 # %% ../../nbs/theory/02_shannon_bound.ipynb #cell-008
@@ -43,14 +46,17 @@ def differential_entropy(
     density: Callable[[Tensor], Tensor],  # p(x) for float64 numbers x
     low: float = -math.inf,  # where the support begins
     high: float = math.inf,  # where it ends
-    breaks: Sequence[float] = (),  # kinks, jumps and narrow peaks in between: integrated piece by piece
+    # kinks, jumps and narrow peaks in between: integrated piece by piece
+    breaks: Sequence[float] = (),
 ) -> Tensor:  # h, bits, float64
     """Differential entropy of a one-dimensional density, by adaptive quadrature.
 
-    Raises `ValueError` where `density` is negative or NaN, and when its integral is not 1 within 1e-6."""
+    Raises `ValueError` where `density` is negative or NaN, and when its integral is not 1
+    within 1e-6."""
     def at(x: float) -> float:
         value = float(density(torch.tensor(x, dtype=torch.float64)))
-        if not value >= 0: raise ValueError(f"density must not be negative or NaN, got {value} at {x:g}")
+        if not value >= 0:
+            raise ValueError(f"density must not be negative or NaN, got {value} at {x:g}")
         return value
     edges = [low, *sorted(breaks), high]
     integral = lambda f: sum(quad(f, *ends, epsabs=1e-12, epsrel=1e-11, limit=400, full_output=1)[0]
@@ -64,7 +70,10 @@ def differential_entropy(
 
 # %% ../../nbs/theory/02_shannon_bound.ipynb #cell-012
 def _entropy(entropy: Tensor | float, dim: int) -> Tensor:  # the same, float64
-    "Return `entropy` as float64; raise `ValueError` for NaN and +inf, and unless `dim` is positive."
+    """Return `entropy` as float64.
+
+    Raises `ValueError` for NaN and +inf, and unless `dim` is positive.
+    """
     check_positive(dim, "dim")
     entropy = torch.as_tensor(entropy, dtype=torch.float64)
     if (entropy.isnan() | (entropy == torch.inf)).any():
@@ -77,11 +86,13 @@ def shannon_rate(
     entropy: Tensor | float,  # h(X), bits for the whole vector, broadcasts with `distortion`
     dim: int = 1,  # k, dimensions of the vector
 ) -> Tensor:  # at least so many bits for the whole vector, float64
-    """Shannon's lower bound on R(D) for squared error, 0 where it is negative; infinite at distortion 0.
+    """Shannon's lower bound on R(D) for squared error, 0 where it is negative; infinite at
+    distortion 0.
 
     A constant (entropy -inf) needs no bits. Raises `ValueError` for a negative distortion and NaN.
     Source: Cover and Thomas 2006, problem 10.8; Linder and Zamir 1994."""
-    distortion, entropy = torch.broadcast_tensors(_nonnegative(distortion, "distortion"), _entropy(entropy, dim))
+    distortion, entropy = torch.broadcast_tensors(_nonnegative(distortion, "distortion"),
+                                                  _entropy(entropy, dim))
     bits = entropy - 0.5 * dim * torch.log2(2 * math.pi * math.e * distortion)
     return torch.where(entropy == -torch.inf, 0.0, bits.clamp(min=0))
 
@@ -91,7 +102,10 @@ def shannon_distortion(
     entropy: Tensor | float,  # h(X), bits for the whole vector, broadcasts with `rate`
     dim: int = 1,  # k, dimensions of the vector
 ) -> Tensor:  # at least so much squared error per dimension, float64
-    "Shannon's lower bound on D(R) for squared error: `shannon_rate` turned around. Raises `ValueError` like it."
+    """Shannon's lower bound on D(R) for squared error: `shannon_rate` turned around.
+
+    Raises `ValueError` like it.
+    """
     rate, entropy = _nonnegative(rate, "rate"), _entropy(entropy, dim)
     return torch.exp2(2 * (entropy - rate) / dim) / (2 * math.pi * math.e)
 
@@ -101,7 +115,8 @@ def mismatched_gaussian_rate(
     variance: Tensor | float,  # σ² of the source, broadcasts
     codebook_variance: Tensor | float,  # v of the entries of the codes, broadcasts
 ) -> Tensor:  # bits per sample, float64
-    """Rate at which random codes from N(0, v) reach `distortion` on long blocks of a source of `variance`.
+    """Rate at which random codes from N(0, v) reach `distortion` on long blocks of a source of
+    `variance`.
 
     Infinite where no number of codes suffices: distortion 0, or v = 0 below the variance.
     Raises `ValueError` for negative values, NaN and infinite variances.
@@ -118,7 +133,8 @@ def mismatched_gaussian_rate(
 # %% ../../nbs/theory/02_shannon_bound.ipynb #cell-025
 def mismatched_gaussian_distortion(
     variances: Tensor | list,  # λ, variances of the source along some axes, (..., k)
-    codebook_variances: Tensor | list,  # v, variances of the codes along the same axes, (..., k) or (..., 1)
+    # v, variances of the codes along the same axes, (..., k) or (..., 1)
+    codebook_variances: Tensor | list,
     rate: Tensor | float,  # R, bits for the whole vector, (...) or a number
 ) -> Tensor:  # D, squared error per dimension, (...), float64
     """Distortion that random codes from N(0, diag v) reach at `rate`, on long blocks of vectors.
@@ -126,20 +142,29 @@ def mismatched_gaussian_distortion(
     Equals D(R) for v = (λ - θ)₊. Raises `ValueError` for negative values, NaN, infinite variances.
     Source: Dembo and Kontoyiannis 2002."""
     source = _spectrum(variances)
-    source, codes = torch.broadcast_tensors(source, _code_variances(codebook_variances, source.shape[-1]))
+    source, codes = torch.broadcast_tensors(source,
+                                            _code_variances(codebook_variances, source.shape[-1]))
     nats = _nonnegative(rate, "rate").to(source.device) * math.log(2)
     largest = codes.amax(-1)
-    low = torch.zeros(torch.broadcast_shapes(largest.shape, nats.shape), dtype=source.dtype, device=source.device)
-    high = low + (2 * nats + 1).clamp(max=700)  # of ln e for the largest variance: there R is at least `nats`
+    low = torch.zeros(torch.broadcast_shapes(largest.shape, nats.shape), dtype=source.dtype,
+                      device=source.device)
+    # of ln e for the largest variance: there R is at least `nats`
+    high = low + (2 * nats + 1).clamp(max=700)
     for _ in range(120):
         middle = (low + high) / 2
         short = _tilted(source, codes, middle, largest)[0] < nats
         low, high = torch.where(short, middle, low), torch.where(short, high, middle)
-    return _tilted(source, codes, torch.where(nats == torch.inf, torch.inf, (low + high) / 2), largest)[1]
+    return _tilted(source, codes, torch.where(nats == torch.inf, torch.inf, (low + high) / 2),
+                   largest)[1]
 
 
-def _code_variances(codebook_variances: Tensor | list, k: int) -> Tensor:  # (..., k) or (..., 1), float64
-    "Return the codebook's variances as float64; raise `ValueError` where they do not fit the source's."
+def _code_variances(
+    codebook_variances: Tensor | list, k: int,
+) -> Tensor:  # (..., k) or (..., 1), float64
+    """Return the codebook's variances as float64.
+
+    Raises `ValueError` where they do not fit the source's.
+    """
     codes = _nonnegative(codebook_variances, "codebook_variances", finite=True)
     codes = codes if codes.ndim else codes[None]
     if codes.shape[-1] not in (1, k):
@@ -148,8 +173,11 @@ def _code_variances(codebook_variances: Tensor | list, k: int) -> Tensor:  # (..
     return codes
 
 
-def _tilted(source: Tensor, codes: Tensor, log: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:  # nats, distortion
-    "Rate and distortion per dimension at the slope where the largest code variance has ln e = `log`."
+def _tilted(
+    source: Tensor, codes: Tensor, log: Tensor, largest: Tensor,
+) -> tuple[Tensor, Tensor]:  # nats, distortion
+    """Rate and distortion per dimension at the slope where the largest code variance has ln e =
+    `log`."""
     ratio = codes / torch.where(largest > 0, largest, 1.0)[..., None]  # v_i / v_max
     growth = torch.where(ratio > 0, ratio * torch.expm1(log)[..., None], 0.0)  # e_i - 1 = 2 s v_i
     share = growth / (1 + growth)

@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor
 
 # %% ../../nbs/training/01_loss.ipynb #cell-005
-DEFAULT_WEIGHTS = {"codebook": 1.0, "commitment": 0.25, "kl": 5e-4}  # by term; every other term counts once
+# by term; every other term counts once
+DEFAULT_WEIGHTS = {"codebook": 1.0, "commitment": 0.25, "kl": 5e-4}
 
 
 def check_weights(
@@ -30,19 +31,23 @@ def check_weights(
 
 # %% ../../nbs/training/01_loss.ipynb #cell-006
 def vqvae_loss(
-    outputs: Mapping[str, Any],  # of a VQVAE: `x_recon` (B, *sample) and `losses`, named scalar terms
+    # of a VQVAE: `x_recon` (B, *sample) and `losses`, named scalar terms
+    outputs: Mapping[str, Any],
     x: Tensor,  # the samples, (B, *sample)
     weights: Mapping[str, float] | None = None,  # by term, instead of those in DEFAULT_WEIGHTS
 ) -> tuple[Tensor, dict[str, Tensor]]:  # weighted total, and the unweighted terms by name
     """The training loss and its terms [@vandenoord2017neural, equation 3].
 
-    Raises `ValueError` for unlike shapes, an unknown name, or a weight that is negative or not finite."""
+    Raises `ValueError` for unlike shapes, an unknown name, or a weight that is negative or not
+    finite."""
     x_recon = outputs["x_recon"]
     if x_recon.shape != x.shape:
-        raise ValueError(f"x_recon must have the shape of x, {tuple(x.shape)}, got {tuple(x_recon.shape)}")
+        raise ValueError(f"x_recon must have the shape of x, {tuple(x.shape)}, got "
+                         f"{tuple(x_recon.shape)}")
     terms = {"reconstruction": (x_recon - x).square().mean(), **outputs["losses"]}
     known, weights = {**DEFAULT_WEIGHTS, **terms}, check_weights(weights)
     for name in weights:
-        if name not in known: raise ValueError(f"weights names {name!r}, known terms are {sorted(known)}")
+        if name not in known:
+            raise ValueError(f"weights names {name!r}, known terms are {sorted(known)}")
     weights = {**DEFAULT_WEIGHTS, **weights}
     return sum(weights.get(name, 1.0) * term for name, term in terms.items()), terms

@@ -35,17 +35,20 @@ from ..models.vqvae import VQVAE
 from .loss import check_weights, vqvae_loss
 
 # %% ../../nbs/training/02_trainer.ipynb #cell-007
-def _loader(dataset: BaseDataset, batch_size: int, split: str = "train", shuffle: bool = True, seed: int = 0) -> Iterable:
+def _loader(dataset: BaseDataset, batch_size: int, split: str = "train", shuffle: bool = True,
+            seed: int = 0) -> Iterable:
     "Open a loader, with a split and a seed if the dataset knows them."
     known = inspect.signature(dataset.get_dataloader).parameters
     if split != "train" and "split" not in known:
-        raise ValueError(f"{type(dataset).__name__} has no split {split!r}: its get_dataloader takes no `split`")
+        raise ValueError(f"{type(dataset).__name__} has no split {split!r}: its get_dataloader "
+                         "takes no `split`")
     options = {name: value for name, value in (("split", split), ("seed", seed)) if name in known}
     with seeded(seed): return dataset.get_dataloader(batch_size, shuffle=shuffle, **options)
 
 
 def _batches(loader: Iterable, seed: int) -> Iterator[Tensor]:
-    "The samples of each batch; while one is fetched, the global generator is a seeded one that belongs to the loader."
+    """The samples of each batch; while one is fetched, the global generator is a seeded one that
+    belongs to the loader."""
     with seeded(seed): iterator, state = iter(loader), torch.get_rng_state()
     while True:
         with seeded(0):
@@ -63,7 +66,8 @@ def _has_test(dataset: BaseDataset) -> bool:
 # %% ../../nbs/training/02_trainer.ipynb #cell-009
 @contextmanager
 def _step_noise(seed: int, step: int, fabric: Fabric) -> Iterator[None]:
-    "Lend seeded global generators, of CPU and GPU, for one training step; each process has its own."
+    """Lend seeded global generators, of CPU and GPU, for one training step; each process has its
+    own."""
     number = step_generator(seed, step, rank=fabric.global_rank).initial_seed()
     devices = [fabric.device] if fabric.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
@@ -74,15 +78,19 @@ def _step_noise(seed: int, step: int, fabric: Fabric) -> Iterator[None]:
 # %% ../../nbs/training/02_trainer.ipynb #cell-012
 class _Totals:
     "Sums of loss terms over samples, and the use of the codebook."
-    def __init__(self, codebook_size: int): self.sums, self.samples, self.codes = {}, 0, CodebookMetrics(codebook_size)
+    def __init__(self, codebook_size: int):
+        self.sums, self.samples, self.codes = {}, 0, CodebookMetrics(codebook_size)
 
-    def add(self, values: Mapping[str, float], samples: int, indices: Tensor, *latents: Tensor) -> None:
+    def add(self, values: Mapping[str, float], samples: int, indices: Tensor,
+            *latents: Tensor) -> None:
         "Add a batch: `values` are means over its samples, `latents` z and z_q."
-        for name, value in values.items(): self.sums[name] = self.sums.get(name, 0.0) + value * samples
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value * samples
         self.samples += samples
         self.codes.update(indices, *latents)
 
-    def averages(self) -> dict[str, float]: return {name: value / self.samples for name, value in self.sums.items()}
+    def averages(self) -> dict[str, float]:
+        return {name: value / self.samples for name, value in self.sums.items()}
 
     def state_dict(self) -> dict[str, Any]:
         return {"sums": self.sums, "samples": self.samples, "codes": self.codes.state_dict()}
@@ -114,7 +122,8 @@ def _anywhere(fabric: Fabric, flag: bool) -> bool:
 
 
 def _share(x: Tensor, fabric: Fabric) -> Tensor:
-    "The rows of a batch that fall to this process: all shares in the order of the ranks are the batch."
+    """The rows of a batch that fall to this process: all shares in the order of the ranks are the
+    batch."""
     return x.tensor_split(fabric.world_size)[fabric.global_rank]
 
 
@@ -125,7 +134,10 @@ def _numbers(terms: Mapping[str, Tensor]) -> dict[str, float]:
 # %% ../../nbs/training/02_trainer.ipynb #cell-015
 @contextmanager
 def _stop_on_interrupt() -> Iterator[SimpleNamespace]:
-    "Turn the first Ctrl-C into `asked = True`; a second one interrupts at once. Only the main thread can listen."
+    """Turn the first Ctrl-C into `asked = True`; a second one interrupts at once.
+
+    Only the main thread can listen.
+    """
     request = SimpleNamespace(asked=False)
     def note(*_):
         if request.asked: raise KeyboardInterrupt
@@ -140,11 +152,20 @@ def _stop_on_interrupt() -> Iterator[SimpleNamespace]:
 def _pack(trainer: "Trainer") -> dict[str, Any]:
     "Everything that a run needs to continue, as tensors, numbers, strings, lists and dicts."
     parts = {"optimizer": trainer.optimizer, "schedule": trainer.schedule}
-    return {"model": trainer.model.state_dict(), **{name: part and part.state_dict() for name, part in parts.items()},
-            "precision": trainer.fabric.strategy.precision.state_dict(),
-            "step": trainer.step, "epoch": trainer.epoch, "batch": trainer.batch, "order": trainer.order,
-            "rows": [list(row) for row in trainer.tracker.frame.astype(object).itertuples(index=False, name=None)],
-            "totals": _over_processes(trainer.fabric, trainer._totals).state_dict()}
+    return {
+        "model": trainer.model.state_dict(),
+        **{name: part and part.state_dict() for name, part in parts.items()},
+        "precision": trainer.fabric.strategy.precision.state_dict(),
+        "step": trainer.step,
+        "epoch": trainer.epoch,
+        "batch": trainer.batch,
+        "order": trainer.order,
+        "rows": [
+            list(row)
+            for row in trainer.tracker.frame.astype(object).itertuples(index=False, name=None)
+        ],
+        "totals": _over_processes(trainer.fabric, trainer._totals).state_dict(),
+    }
 
 
 def _unpack(trainer: "Trainer", state: Mapping[str, Any]) -> None:
@@ -153,26 +174,36 @@ def _unpack(trainer: "Trainer", state: Mapping[str, Any]) -> None:
     for part, name in ((trainer.optimizer, "optimizer"), (trainer.schedule, "schedule")):
         if part: part.load_state_dict(state[name])
     trainer.fabric.strategy.precision.load_state_dict(state["precision"])
-    trainer.step, trainer.epoch, trainer.batch, trainer.order = map(state.get, ("step", "epoch", "batch", "order"))
-    trainer.tracker, trainer._totals = MetricsTracker(), _Totals(trainer.model.quantizer.codebook_size)
-    for step, split, metric, value in state["rows"]: trainer.tracker.log(step, split, **{metric: value})
+    trainer.step, trainer.epoch, trainer.batch, trainer.order = map(
+        state.get, ("step", "epoch", "batch", "order")
+    )
+    trainer.tracker, trainer._totals = (
+        MetricsTracker(),
+        _Totals(trainer.model.quantizer.codebook_size),
+    )
+    for step, split, metric, value in state["rows"]:
+        trainer.tracker.log(step, split, **{metric: value})
     if trainer.fabric.is_global_zero: trainer._totals.merge(state["totals"])
 
 # %% ../../nbs/training/02_trainer.ipynb #cell-019
 def _shapes(state: Any) -> Any:
-    "What must agree between the states of two optimizers, schedules or models: names, shapes, group sizes."
+    """What must agree between the states of two optimizers, schedules or models: names, shapes,
+    group sizes."""
     if isinstance(state, Mapping) and "param_groups" in state:
         return [(sorted(group), len(group["params"])) for group in state["param_groups"]]
     if not isinstance(state, Mapping): return state
-    return {name: tuple(value.shape) if isinstance(value, Tensor) else None for name, value in state.items()}
+    return {name: tuple(value.shape) if isinstance(value, Tensor) else None
+            for name, value in state.items()}
 
 
-def _check_fits(trainer: "Trainer", state: Mapping[str, Any], order: Mapping[str, int] | None, path: Path) -> None:
+def _check_fits(trainer: "Trainer", state: Mapping[str, Any], order: Mapping[str, int] | None,
+                path: Path) -> None:
     "Raise `ValueError` naming the first thing in which a checkpoint differs from the trainer."
     for name, value in (order or {}).items():
         if state["order"] and state["order"][name] != value:
-            raise ValueError(f"{path} was made with {name}={state['order'][name]}, this run has {name}={value}: "
-                             "it cannot continue in the same order (resume=False starts anew)")
+            raise ValueError(f"{path} was made with {name}={state['order'][name]}, this run has "
+                             f"{name}={value}: it cannot continue in the same order (resume=False "
+                             "starts anew)")
     ours, theirs = _shapes(trainer.model.state_dict()), _shapes(state["model"])
     for name in [*ours, *theirs]:
         if ours.get(name) != theirs.get(name):
@@ -180,12 +211,14 @@ def _check_fits(trainer: "Trainer", state: Mapping[str, Any], order: Mapping[str
             raise ValueError(f"{path} holds another model: {name} is {there} there, {here} here")
     for part, name in ((trainer.schedule, "schedule"), (trainer.optimizer, "optimizer")):
         if _shapes(part and part.state_dict()) != _shapes(state[name]):
-            raise ValueError(f"{path} holds the state of another {name}, or of one with other trainable parameters")
+            raise ValueError(f"{path} holds the state of another {name}, or of one with other "
+                             "trainable parameters")
 
 
 def _checkpoint_path(trainer: "Trainer", path: str | Path | None) -> Path:
     "Where a checkpoint lies."
-    if path is None and trainer.folder is None: raise ValueError("give a path, or make the Trainer with a folder")
+    if path is None and trainer.folder is None:
+        raise ValueError("give a path, or make the Trainer with a folder")
     return trainer.folder / "checkpoint.pt" if path is None else Path(path)
 
 
@@ -196,7 +229,8 @@ def _read(path: Path) -> dict[str, Any]:
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
         reason = next(iter(str(error).splitlines()), "it is empty")
         raise ValueError(f"{path} is not a readable checkpoint: {reason}") from None
-    if not (isinstance(state, dict) and {"model", "optimizer", "order", "rows", "totals"} <= set(state)):
+    if not (isinstance(state, dict)
+            and {"model", "optimizer", "order", "rows", "totals"} <= set(state)):
         raise ValueError(f"{path} is not a checkpoint of a Trainer")
     return state
 
@@ -204,16 +238,21 @@ def _read(path: Path) -> dict[str, Any]:
 def _forward(trainer: "Trainer", x: Tensor) -> dict[str, Any]:
     "The model at the fabric's precision, without its wrapper for gradients."
     precision = trainer.fabric.strategy.precision
-    with precision.forward_context(): return precision.convert_output(trainer.model(precision.convert_input(x)))
+    with precision.forward_context():
+        return precision.convert_output(trainer.model(precision.convert_input(x)))
 
 
 def _descend(trainer: "Trainer", loss: Tensor, where: str) -> None:
-    "Backward, clip, step. A gradient scaler deals with infinite gradients itself; otherwise they end the run."
+    """Backward, clip, step.
+
+    A gradient scaler deals with infinite gradients itself; otherwise they end the run.
+    """
     trainer._stepper.zero_grad()
     trainer.fabric.backward(loss)
-    norm = trainer.fabric.clip_gradients(trainer._wrapped, trainer._stepper, max_norm=trainer.clip_norm,
-                                         error_if_nonfinite=False)
-    if not torch.isfinite(norm) and getattr(trainer.fabric.strategy.precision, "scaler", None) is None:
+    norm = trainer.fabric.clip_gradients(trainer._wrapped, trainer._stepper,
+                                         max_norm=trainer.clip_norm, error_if_nonfinite=False)
+    if not torch.isfinite(norm) and getattr(trainer.fabric.strategy.precision, "scaler",
+                                            None) is None:
         raise FloatingPointError(f"{where}: the norm of the gradient is {norm.item()}")
     trainer._stepper.step()
     if trainer.schedule: trainer.schedule.step()
@@ -222,7 +261,10 @@ def _descend(trainer: "Trainer", loss: Tensor, where: str) -> None:
 def _train_step(trainer: "Trainer", x: Tensor, bar: tqdm) -> None:
     "One step on this process's share of a batch."
     trainer.model.train()
-    where, part = f"training step {trainer.step + 1}", trainer.fabric.to_device(_share(x, trainer.fabric))
+    where, part = (
+        f"training step {trainer.step + 1}",
+        trainer.fabric.to_device(_share(x, trainer.fabric)),
+    )
     with _step_noise(trainer.seed, trainer.step, trainer.fabric):
         try: outputs = trainer._wrapped(part) if trainer._parameters else _forward(trainer, part)
         except ValueError as error: raise ValueError(f"{where}: {error}") from error
@@ -230,19 +272,22 @@ def _train_step(trainer: "Trainer", x: Tensor, bar: tqdm) -> None:
         values = _numbers({"loss": total, **terms})
         if _anywhere(trainer.fabric, not all(map(math.isfinite, values.values()))):
             raise FloatingPointError(f"{where}: the loss is not finite: {values}")
-        if total.requires_grad: _descend(trainer, total * (len(part) * trainer.fabric.world_size / len(x)), where)
+        if total.requires_grad:
+            _descend(trainer, total * (len(part) * trainer.fabric.world_size / len(x)), where)
     trainer.step += 1
     trainer._totals.add(values, len(part), outputs["indices"])
     bar.update()
     if not bar.disable:
-        bar.set_postfix(loss=values["loss"], perplexity=perplexity(trainer._totals.codes.counts), refresh=False)
+        bar.set_postfix(loss=values["loss"], perplexity=perplexity(trainer._totals.codes.counts),
+                        refresh=False)
 
 # %% ../../nbs/training/02_trainer.ipynb #cell-024
 def _measure(trainer: "Trainer", dataset: BaseDataset, split: str, batch_size: int) -> dict[str, float]:
     "Terms averaged over all samples of a split, codes counted over all of them."
     totals, low, high = _Totals(trainer.model.quantizer.codebook_size), math.inf, -math.inf
     with evaluating(trainer.model):
-        for x in _batches(_loader(dataset, _count(batch_size, "batch_size"), split, shuffle=False), trainer.seed):
+        for x in _batches(_loader(dataset, _count(batch_size, "batch_size"), split, shuffle=False),
+                          trainer.seed):
             low, high = min(low, x.min().item()), max(high, x.max().item())
             part = trainer.fabric.to_device(_share(x, trainer.fabric))
             if len(part) == 0: continue
@@ -253,7 +298,8 @@ def _measure(trainer: "Trainer", dataset: BaseDataset, split: str, batch_size: i
     totals = _over_processes(trainer.fabric, totals)
     values = {**totals.averages(), **totals.codes.compute()}
     error, span = values.pop("mse"), getattr(dataset, "data_range", None) or high - low or 1.0
-    return {**values, "mse": error, "psnr": 10 * math.log10(span**2 / error) if error > 0 else math.inf}
+    return {**values, "mse": error,
+            "psnr": 10 * math.log10(span**2 / error) if error > 0 else math.inf}
 
 # %% ../../nbs/training/02_trainer.ipynb #cell-026
 def _log_train(trainer: "Trainer") -> None:
@@ -262,7 +308,8 @@ def _log_train(trainer: "Trainer") -> None:
     trainer._totals = _Totals(trainer.model.quantizer.codebook_size)
     if totals.samples == 0: return
     codes = totals.codes.compute()
-    trainer.tracker.log(trainer.step, "train", **totals.averages(), perplexity=codes["perplexity"], usage=codes["usage"])
+    trainer.tracker.log(trainer.step, "train", **totals.averages(), perplexity=codes["perplexity"],
+                        usage=codes["usage"])
 
 
 def _validate(trainer: "Trainer", dataset: BaseDataset) -> None:
@@ -282,12 +329,16 @@ def _write_metrics(trainer: "Trainer") -> None:
 def _count(value: int | None, name: str) -> int | None:
     "Return `value`; raise unless it is None or an `int` of at least 1."
     if value is None: return None
-    if isinstance(value, bool) or not isinstance(value, int): raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     return check_positive(value, name)
 
 
 class _Plan(NamedTuple):
-    "What a call of `fit` asked for. Raises `ValueError` unless exactly one of `epochs` and `steps` is given."
+    """What a call of `fit` asked for.
+
+    Raises `ValueError` unless exactly one of `epochs` and `steps` is given.
+    """
     epochs: int | None
     steps: int | None
     batch_size: int
@@ -296,8 +347,10 @@ class _Plan(NamedTuple):
 
     def check(self, folder: Path | None) -> "_Plan":
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError(f"give either epochs or steps, got epochs={self.epochs} and steps={self.steps}")
-        if self.checkpoint_every and folder is None: raise ValueError("checkpoint_every needs a Trainer with a folder")
+            raise ValueError(f"give either epochs or steps, got epochs={self.epochs} and "
+                             f"steps={self.steps}")
+        if self.checkpoint_every and folder is None:
+            raise ValueError("checkpoint_every needs a Trainer with a folder")
         for name, value in self._asdict().items(): _count(value, name)
         return self
 
@@ -305,10 +358,12 @@ class _Plan(NamedTuple):
         return trainer.step >= self.steps if self.epochs is None else trainer.epoch >= self.epochs
 
 # %% ../../nbs/training/02_trainer.ipynb #cell-030
-def _epoch(trainer: "Trainer", dataset: BaseDataset, plan: _Plan, request: SimpleNamespace, bar: tqdm) -> None:
+def _epoch(trainer: "Trainer", dataset: BaseDataset, plan: _Plan, request: SimpleNamespace,
+           bar: tqdm) -> None:
     "The rest of the epoch under way, or as much of it as the plan asks for."
     seed, found = step_generator(trainer.seed, trainer.epoch, rank=-1).initial_seed(), False
-    for number, x in enumerate(_batches(_loader(dataset, plan.batch_size, seed=seed), seed), start=1):
+    for number, x in enumerate(_batches(_loader(dataset, plan.batch_size, seed=seed), seed),
+                               start=1):
         found |= len(x) >= trainer.fabric.world_size
         if number <= trainer.batch: continue
         if len(x) >= trainer.fabric.world_size: _train_step(trainer, x, bar)
@@ -316,9 +371,12 @@ def _epoch(trainer: "Trainer", dataset: BaseDataset, plan: _Plan, request: Simpl
         stop = _anywhere(trainer.fabric, request.asked)
         if stop or (plan.checkpoint_every and trainer.step % plan.checkpoint_every == 0):
             if trainer.folder is not None: trainer.save_checkpoint()
-        if stop: raise KeyboardInterrupt(f"stopped after step {trainer.step}; fit continues from there")
+        if stop:
+            raise KeyboardInterrupt(f"stopped after step {trainer.step}; fit continues from there")
         if trainer.step == plan.steps: return
-    if not found: raise ValueError(f"{type(dataset).__name__} gave no batch of at least {trainer.fabric.world_size} samples")
+    if not found:
+        raise ValueError(f"{type(dataset).__name__} gave no batch of at least "
+                         f"{trainer.fabric.world_size} samples")
     trainer.epoch, trainer.batch = trainer.epoch + 1, 0
     _log_train(trainer)
     if plan.validate_every and trainer.epoch % plan.validate_every == 0: _validate(trainer, dataset)
@@ -330,76 +388,110 @@ def _adamw(parameters: list[nn.Parameter]) -> Optimizer:
 
 # %% ../../nbs/training/02_trainer.ipynb #cell-034
 def _prepare(trainer: "Trainer", order: dict[str, int], resume: bool) -> None:
-    "Continue from the folder's checkpoint if there is one, and fail now rather than after training."
+    """Continue from the folder's checkpoint if there is one, and fail now rather than after
+    training."""
     known = {id(p) for p in trainer._parameters}
-    late = [name for name, p in trainer.model.named_parameters() if p.requires_grad and id(p) not in known]
-    if late: raise ValueError(f"{late} became trainable after the Trainer was made: freeze and unfreeze first")
+    late = [name for name, p in trainer.model.named_parameters() if p.requires_grad
+            and id(p) not in known]
+    if late:
+        raise ValueError(f"{late} became trainable after the Trainer was made: freeze and unfreeze "
+                         "first")
     path = trainer.folder and trainer.folder / "checkpoint.pt"
     if path: describe(trainer.model, {}, "model")
     if path and resume and trainer.step == 0 and path.exists(): trainer.load_checkpoint(path, order)
     for name, value in order.items():
         if trainer.order and trainer.order[name] != value:
-            raise ValueError(f"the run began with {name}={trainer.order[name]}, got {name}={value}: make a new Trainer")
+            raise ValueError(f"the run began with {name}={trainer.order[name]}, got "
+                             f"{name}={value}: make a new Trainer")
     trainer.order = order
     try: _write_metrics(trainer)
-    except OSError as error: raise OSError(f"cannot write into folder {trainer.folder}: {error}") from error
+    except OSError as error:
+        raise OSError(f"cannot write into folder {trainer.folder}: {error}") from error
 
 # %% ../../nbs/training/02_trainer.ipynb #cell-035
 class Trainer:
-    "Train a `VQVAE` on any device, at any precision, in any number of processes; stopped, it continues bit for bit."
+    """Train a `VQVAE` on any device, at any precision, in any number of processes; stopped, it
+    continues bit for bit."""
 
     def __init__(
         self,
         model: VQVAE,  # trained in place; parts to be held still are frozen before
         *,
-        optimizer: Callable[[list], Optimizer] | None = None,  # parameters -> optimizer; AdamW, lr 1e-3, no weight decay
-        schedule: Callable[[Optimizer], LRScheduler] | None = None,  # optimizer -> schedule, stepped after every step
+        # parameters -> optimizer; AdamW, lr 1e-3, no weight decay
+        optimizer: Callable[[list], Optimizer] | None = None,
+        # optimizer -> schedule, stepped after every step
+        schedule: Callable[[Optimizer], LRScheduler] | None = None,
         weights: Mapping[str, float] | None = None,  # of the loss terms, see `vqvae_loss`
         clip_norm: float | None = None,  # longest gradient, Euclidean norm over all parameters
-        fabric: Fabric | None = None,  # device, precision, processes; one device, chosen automatically, when left out
-        folder: str | Path | None = None,  # for checkpoint.pt, metrics.csv and model.safetensors; none when left out
+        # device, precision, processes; one device, chosen automatically, when left out
+        fabric: Fabric | None = None,
+        # for checkpoint.pt, metrics.csv and model.safetensors; none when left out
+        folder: str | Path | None = None,
         seed: int = 0,  # of the order of the data and of the noise in training steps
     ):
-        if not isinstance(model, VQVAE): raise TypeError(f"model must be a VQVAE, got {type(model).__name__}")
+        if not isinstance(model, VQVAE):
+            raise TypeError(f"model must be a VQVAE, got {type(model).__name__}")
         self.clip_norm = math.inf if clip_norm is None else check_positive(clip_norm, "clip_norm")
-        self.weights, self.seed, self.folder = check_weights(weights), seed, None if folder is None else Path(folder)
+        self.weights, self.seed, self.folder = (
+            check_weights(weights),
+            seed,
+            None if folder is None else Path(folder),
+        )
         self.fabric = fabric or Fabric(accelerator="auto", devices=1)
-        self.model, self.tracker, self._totals = model, MetricsTracker(), _Totals(model.quantizer.codebook_size)
-        self.step = self.epoch = self.batch = 0  # steps done, epochs done, batches done in the epoch under way
+        self.model, self.tracker, self._totals = (
+            model,
+            MetricsTracker(),
+            _Totals(model.quantizer.codebook_size),
+        )
+        # steps done, epochs done, batches done in the epoch under way
+        self.step = self.epoch = self.batch = 0
         self.order: dict[str, int] | None = None  # what decides the order of the data
         self._validated = -1  # step of the last validation
         self._set_up(optimizer or _adamw, schedule)
 
     def _set_up(self, optimizer: Callable, schedule: Callable | None) -> None:
-        "Hand model and optimizer to the fabric; without anything to optimize there is no optimizer."
+        """Hand model and optimizer to the fabric; without anything to optimize there is no
+        optimizer."""
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = optimizer(self._parameters) if self._parameters else None
         self.schedule = schedule(self.optimizer) if schedule and self._parameters else None
-        if self._parameters: self._wrapped, self._stepper = self.fabric.setup(self.model, self.optimizer)
-        else: self._wrapped = self.fabric.to_device(self.fabric.strategy.precision.convert_module(self.model))
+        if self._parameters:
+            self._wrapped, self._stepper = self.fabric.setup(self.model, self.optimizer)
+        else:
+            self._wrapped = self.fabric.to_device(
+                self.fabric.strategy.precision.convert_module(self.model)
+            )
 
     def fit(
         self,
-        dataset: BaseDataset,  # trained on its training split, validated on its test split if there is one
+        # trained on its training split, validated on its test split if there is one
+        dataset: BaseDataset,
         *,
-        epochs: int | None = None,  # train until this many epochs are done, counted from the very beginning; or give
+        # train until this many epochs are done, counted from the very beginning; or give
+        epochs: int | None = None,
         steps: int | None = None,  # train until this many steps are done, counted likewise
         batch_size: int = 64,  # samples per step, over all processes together
-        validate_every: int | None = None,  # epochs between validations; only at the end when left out
-        checkpoint_every: int | None = None,  # steps between checkpoints; only at the end when left out
+        # epochs between validations; only at the end when left out
+        validate_every: int | None = None,
+        # steps between checkpoints; only at the end when left out
+        checkpoint_every: int | None = None,
         progress: bool = True,  # whether to show a progress bar
         resume: bool = True,  # continue from the folder's checkpoint if there is one
     ) -> MetricsTracker:  # rows of split 'train' (averages since the row before) and 'test'
         """Train; the model is left in evaluation mode.
 
-        Raises `FloatingPointError` when a loss or gradient is not finite, `KeyboardInterrupt` after Ctrl-C, once a
-        checkpoint is written, and `ValueError` for a checkpoint or data that do not continue the run."""
+        Raises `FloatingPointError` when a loss or gradient is not finite,
+        `KeyboardInterrupt` after Ctrl-C, once a
+        checkpoint is written, and `ValueError` for a checkpoint or data that do not
+        continue the run."""
         plan = _Plan(epochs, steps, batch_size, validate_every, checkpoint_every).check(self.folder)
-        _prepare(self, {"batch_size": batch_size, "samples": len(dataset), "seed": self.seed}, resume)
+        _prepare(self, {"batch_size": batch_size, "samples": len(dataset), "seed": self.seed},
+                 resume)
         total = steps or epochs * operator.length_hint(_loader(dataset, batch_size)) or None
         hidden = not (progress and self.fabric.is_global_zero)
         try:
-            with _stop_on_interrupt() as request, tqdm(total=total, initial=self.step, unit="step", disable=hidden) as bar:
+            with _stop_on_interrupt() as request, tqdm(total=total, initial=self.step, unit="step",
+                                                       disable=hidden) as bar:
                 while not plan.reached(self): _epoch(self, dataset, plan, request, bar)
         finally: self.model.eval()
         _log_train(self)
@@ -417,7 +509,8 @@ class Trainer:
     ) -> dict[str, float]:  # loss, its terms, everything of CodebookMetrics, mse, psnr (dB)
         """Measure a whole split in evaluation mode; nothing is changed.
 
-        `samples` counts latents, one per position of the grid. The PSNR's range is the dataset's `data_range` if it has one, else the largest minus
+        `samples` counts latents, one per position of the grid. The PSNR's range is the
+        dataset's `data_range` if it has one, else the largest minus
         the smallest value of the split."""
         return _measure(self, dataset, split, batch_size)
 
@@ -425,7 +518,10 @@ class Trainer:
         self,
         path: str | Path | None = None,  # checkpoint.pt in the folder when left out
     ) -> None:
-        "Write the state of the run to one file, whole or not at all. All processes call it, the first writes."
+        """Write the state of the run to one file, whole or not at all.
+
+        All processes call it, the first writes.
+        """
         path, state = _checkpoint_path(self, path), _pack(self)
         if self.fabric.is_global_zero:
             with atomic_path(path) as temporary: torch.save(state, temporary)
@@ -434,9 +530,13 @@ class Trainer:
     def load_checkpoint(
         self,
         path: str | Path | None = None,  # checkpoint.pt in the folder when left out
-        order: Mapping[str, int] | None = None,  # batch_size, samples and seed that the file must have been made with
+        # batch_size, samples and seed that the file must have been made with
+        order: Mapping[str, int] | None = None,
     ) -> None:
-        "Bring the run to where it was; raises `ValueError` for a file that does not fit, and then nothing is changed."
+        """Bring the run to where it was.
+
+        Raises `ValueError` for a file that does not fit, and then nothing is changed.
+        """
         path = _checkpoint_path(self, path)
         state = _read(path)
         _check_fits(self, state, order or {"seed": self.seed}, path)
