@@ -9,7 +9,7 @@ RESULTS := nbs/studies/results
 NOTEBOOKS = $(shell find nbs -name '*.ipynb' -not -path '*/.*' | sort)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help study studies test test-notebooks test-python lab site check bench notebooks recording readme
+.PHONY: help study studies test test-notebooks test-python export lab site check bench notebooks recording readme
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -28,11 +28,14 @@ studies: .venv/core.stamp ## every study of the book; says which committed numbe
 test: test-notebooks test-python ## all tests: every notebook against the exported package, then tests/
 
 test-notebooks: .venv/dev.stamp
-	$(BIN)/nbdev_export
+	$(BIN)/python tools/export.py
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
 
 test-python: .venv/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+export: .venv/dev.stamp ## the package from the notebooks, with what stands behind the arguments in its docstrings
+	$(BIN)/python tools/export.py
 
 lab: .venv/dev.stamp ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir nbs
@@ -42,14 +45,14 @@ site: .venv/dev.stamp ## the documentation site in _docs/, with Quarto where it 
 
 check: .venv/dev.stamp ## notebooks clean, package and README in sync with them, nothing untracked or stale
 	$(BIN)/nbdev_clean
-	$(BIN)/nbdev_export
+	$(BIN)/python tools/export.py
 	$(BIN)/python tools/check.py
 
 bench: .venv/dev.stamp ## speed and memory of search and of a training step; frames of a drag in an explorer
 	$(BIN)/python tests/bench.py
 
 notebooks: .venv/dev.stamp ## run every notebook again and store its outputs
-	$(BIN)/nbdev_export
+	$(BIN)/python tools/export.py
 	OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore VQVAE_STATIC=1 $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace \
 	  --ExecutePreprocessor.store_widget_state=False $(NOTEBOOKS)
 	$(BIN)/nbdev_clean

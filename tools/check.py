@@ -1,4 +1,4 @@
-"What `make check` asks after nbdev_clean and nbdev_export; prints every problem and fails if there is one."
+"What `make check` asks after cleaning and exporting: prints every problem, fails if there is one."
 import json
 import re
 import subprocess

@@ -1,4 +1,7 @@
-"Render nbs/index.ipynb to README.md with pandoc: `python tools/readme.py [--check] [notebook] [folder of the README]`."
+"""Render nbs/index.ipynb to README.md with pandoc.
+
+`python tools/readme.py [--check] [notebook] [folder of the README]`
+"""
 import argparse
 import base64
 import json

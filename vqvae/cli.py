@@ -139,7 +139,11 @@ def _add_study(parent: Any) -> None:
 
 
 def build_parser() -> ArgumentParser:  # with subcommands fit, evaluate and study
-    "The command line."
+    """The command line.
+
+    Returns:
+        with subcommands fit, evaluate and study
+    """
     _known_names()
     parser = ArgumentParser(
         prog="vqvae",
@@ -188,7 +192,15 @@ def fit(
     parser: ArgumentParser,  # that parsed the options
     options: Namespace,  # of `vqvae fit`
 ) -> dict[str, float]:  # metrics on held-out samples
-    "Build, initialize, train, evaluate; everything goes to `options.output`."
+    """Build, initialize, train, evaluate; everything goes to `options.output`.
+
+    Args:
+        parser: that parsed the options
+        options: of `vqvae fit`
+
+    Returns:
+        metrics on held-out samples
+    """
     if (options.epochs is None) == (options.steps is None):
         raise ValueError("give either --epochs or --steps")
     initializer = options.initializer and _initializer(options.initializer)
@@ -222,7 +234,16 @@ def evaluate(
     run: str,  # folder of the run
     split: str,  # train or test
 ) -> dict[str, float]:  # metrics
-    "Measure a trained model on the data that its configuration names."
+    """Measure a trained model on the data that its configuration names.
+
+    Args:
+        parser: of `vqvae fit`, to read the run's configuration
+        run: folder of the run
+        split: train or test
+
+    Returns:
+        metrics
+    """
     config = Path(run) / "config.yaml"
     if not config.is_file():
         raise FileNotFoundError(f"{run} holds no config.yaml: name a folder that `vqvae fit` made")
@@ -249,9 +270,17 @@ def run_named_study(
     scheduler: str | None = None,  # address of a dask scheduler
     save: str | None = None,  # a .csv file
 ) -> None:
-    """Run what is missing, print the table, write rows, table and figure where the study draws one.
+    """Run what is missing, print the table, write rows, table and figure where the study draws
+    one.
 
     Raises `RuntimeError` if rows failed.
+
+    Args:
+        name: as `find_study` takes it
+        output: folder for results
+        jobs: processes
+        scheduler: address of a dask scheduler
+        save: a .csv file
     """
     study = find_study(name)
     folder, command = Path(output) / study.name, f"vqvae study run {name}"
@@ -276,7 +305,11 @@ def list_studies(
     output: str = "studies",  # folder of results
 ) -> None:
     """Print every study with its question and the number of its rows that are finished, failed and
-    missing."""
+    missing.
+
+    Args:
+        output: folder of results
+    """
     table = []
     for study in map(find_study, study_names()):
         errors = stored_rows(study, output).error
@@ -293,6 +326,10 @@ def show_study(
     """Print the table of what is measured and where the files are.
 
     Raises `ValueError` if there is nothing.
+
+    Args:
+        name: as `find_study` takes it
+        output: folder of results
     """
     study = find_study(name)
     rows = stored_rows(study, output)
@@ -314,6 +351,11 @@ def compare_study(
     """Print which measured means lie outside the intervals of a file.
 
     Raises `RuntimeError` if there are any, or if rows are missing.
+
+    Args:
+        name: as `find_study` takes it
+        path: a file that `save_rows` wrote
+        output: folder of results
     """
     study, committed = find_study(name), load_rows(path)
     rows = stored_rows(study, output)
@@ -339,7 +381,14 @@ _NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value type:",
 def one_line(
     error: Exception,  # of parsing or running
 ) -> str:  # without line breaks, with a suggestion where a name is close to a known one
-    "What went wrong, folded into one line."
+    """What went wrong, folded into one line.
+
+    Args:
+        error: of parsing or running
+
+    Returns:
+        without line breaks, with a suggestion where a name is close to a known one
+    """
     lines = [line.strip(" -") for line in str(error).splitlines()]
     text = "; ".join(line for line in lines if line and not line.startswith(_NOISE)).replace(
         ":;", ":"
@@ -363,7 +412,14 @@ _STUDY = {"list": list_studies, "run": run_named_study, "show": show_study,
 def main(
     arguments: list[str] | None = None,  # what was typed; the process's own when left out
 ) -> int:  # exit status: 0, 1 for a failed run, 2 for wrong options, 130 after Ctrl-C
-    "Entry point of the command `vqvae`."
+    """Entry point of the command `vqvae`.
+
+    Args:
+        arguments: what was typed; the process's own when left out
+
+    Returns:
+        exit status: 0, 1 for a failed run, 2 for wrong options, 130 after Ctrl-C
+    """
     try:
         try: options = build_parser().parse_args(arguments)
         except ArgumentError as error: return _fail(error, 2)

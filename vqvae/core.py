@@ -28,7 +28,15 @@ def check_finite(
     x: Tensor,  # any shape
     name: str,  # how the message calls it
 ) -> Tensor:  # `x` itself
-    "Return `x`; raise `ValueError` when it is empty or holds NaN or infinity."
+    """Return `x`; raise `ValueError` when it is empty or holds NaN or infinity.
+
+    Args:
+        x: any shape
+        name: how the message calls it
+
+    Returns:
+        `x` itself
+    """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
     if not torch.is_floating_point(x):
@@ -48,6 +56,14 @@ def check_last_dim(
     """Return `x`.
 
     Raises `ValueError` unless it is finite, not empty and its last axis has size `dim`.
+
+    Args:
+        x: (..., dim)
+        dim: expected size of the last axis
+        name: how the message calls it
+
+    Returns:
+        `x` itself
     """
     if isinstance(x, Tensor) and (x.ndim == 0 or x.shape[-1] != dim):
         raise ValueError(f"{name} must have {dim} values on its last axis, got shape "
@@ -59,7 +75,16 @@ def check_positive(
     value: Any,  # a real number: Python's, NumPy's
     name: str,  # how the message calls it
 ) -> int | float:  # the same number as Python's int or float
-    "Return `value`; raise `TypeError` unless it is a number, `ValueError` unless finite and above 0."
+    """Return `value`; raise `TypeError` unless it is a number, `ValueError` unless finite and
+    above 0.
+
+    Args:
+        value: a real number: Python's, NumPy's
+        name: how the message calls it
+
+    Returns:
+        the same number as Python's int or float
+    """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not (math.isfinite(value) and value > 0):
@@ -72,7 +97,16 @@ def check_count(
     name: str,  # how the message calls it
     least: int = 1,  # the smallest that is allowed
 ) -> int:  # the same number as Python's int
-    "Return `value`; raise `TypeError` unless it is an integer, `ValueError` below `least`."
+    """Return `value`; raise `TypeError` unless it is an integer, `ValueError` below `least`.
+
+    Args:
+        value: an integer: Python's, NumPy's
+        name: how the message calls it
+        least: the smallest that is allowed
+
+    Returns:
+        the same number as Python's int
+    """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if value < least:
@@ -85,7 +119,11 @@ def check_count(
 def seeded(
     seed: int,  # seed of the lent generator
 ) -> Iterator[None]:
-    "Run a block with PyTorch's global CPU generator seeded, and restore its state afterwards."
+    """Run a block with PyTorch's global CPU generator seeded, and restore its state afterwards.
+
+    Args:
+        seed: seed of the lent generator
+    """
     state = torch.get_rng_state()
     torch.default_generator.manual_seed(seed)
     try: yield
@@ -99,7 +137,17 @@ def step_generator(
     rank: int = 0,  # process rank, so that ranks differ; 0 for numbers that all ranks share
 ) -> torch.Generator:  # freshly seeded from all three numbers
     """A generator that depends on `(seed, step, rank)` alone, so that a resumed run draws what an
-    undisturbed one draws."""
+    undisturbed one draws.
+
+    Args:
+        seed: seed of the component
+        step: how many steps came before
+        device: where the numbers are drawn
+        rank: process rank, so that ranks differ; 0 for numbers that all ranks share
+
+    Returns:
+        freshly seeded from all three numbers
+    """
     digest = hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()
     return torch.Generator(device=device).manual_seed(int.from_bytes(digest[:7], "big"))
 
@@ -158,8 +206,13 @@ class Component(nn.Module):
 def evaluating(
     module: nn.Module,  # any module
 ) -> Iterator[None]:
-    """Run a block with `module` in evaluation mode and without gradients; restore every submodule's
-    mode afterwards."""
+    """Run a block with `module` in evaluation mode and without gradients; restore every
+    submodule's
+    mode afterwards.
+
+    Args:
+        module: any module
+    """
     modes = {m: m.training for m in module.modules()}
     try:
         for m in modes: m.training = False
@@ -191,6 +244,12 @@ def import_path(
     """The name under which `resolve` finds `obj` again.
 
     Raises `ValueError` for lambdas and local definitions.
+
+    Args:
+        obj: a class or a function defined at the top level of a module
+
+    Returns:
+        'package.module.Name'
     """
     path = f"{obj.__module__}.{obj.__qualname__}"
     if "<" in obj.__qualname__:
@@ -202,7 +261,15 @@ def import_path(
 def resolve(
     path: str,  # 'package.module.Name'
 ) -> Any:  # the class or function
-    "Find a class or function by import path, without importing anything from outside this package."
+    """Find a class or function by import path, without importing anything from outside this
+    package.
+
+    Args:
+        path: 'package.module.Name'
+
+    Returns:
+        the class or function
+    """
     module_name, _, name = path.rpartition(".")
     ours = module_name.split(".")[0] == __name__.split(".")[0]
     if module_name not in sys.modules and not ours:
@@ -218,7 +285,14 @@ def atomic_path(
     path: str | Path,  # the file to write
 ) -> Iterator[Path]:  # where to write it
     """Yield a temporary path; on success it replaces `path` in one step, on an error it vanishes
-    and `path` is as it was."""
+    and `path` is as it was.
+
+    Args:
+        path: the file to write
+
+    Returns:
+        where to write it
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")

@@ -23,6 +23,12 @@ def as_samples(
     """The samples of a batch, without labels.
 
     Raises `TypeError` when the batch does not begin with a tensor.
+
+    Args:
+        batch: what a loader yielded: a tensor, or a list or tuple that begins with one
+
+    Returns:
+        (B, *sample_shape)
     """
     first = batch[0] if isinstance(batch, (list, tuple)) and len(batch) else batch
     if not isinstance(first, Tensor):
@@ -37,7 +43,16 @@ def encode_in_chunks(
     x: Tensor,  # samples, (n, *sample_shape)
     chunk: int = 256,  # samples encoded at a time
 ) -> Tensor:  # latents, (n · grid, dim), on the CPU
-    "Encode in evaluation mode and without gradients, and flatten the latents into rows."
+    """Encode in evaluation mode and without gradients, and flatten the latents into rows.
+
+    Args:
+        encoder: a module or a function: (B, *sample_shape) -> (B, *grid, dim)
+        x: samples, (n, *sample_shape)
+        chunk: samples encoded at a time
+
+    Returns:
+        latents, (n · grid, dim), on the CPU
+    """
     module = encoder if isinstance(encoder, nn.Module) else nn.Module()
     device = next((p.device for p in module.parameters()), x.device)
     with evaluating(module): parts = [encoder(part.to(device)) for part in x.split(chunk)]
@@ -45,7 +60,9 @@ def encode_in_chunks(
 
 # %% ../../nbs/data/00_base.ipynb #cell-009
 class BaseDataset(ABC):
-    "Samples without labels. A subclass writes `get_dataloader`; the other methods work through it."
+    """Samples without labels. A subclass writes `get_dataloader`; the other methods work through
+    it.
+    """
 
     @abstractmethod
     def get_dataloader(
@@ -53,7 +70,15 @@ class BaseDataset(ABC):
         batch_size: int,  # samples per batch
         shuffle: bool = True,  # whether the order is random
     ) -> DataLoader:  # yields tensors (B, *sample_shape)
-        "A loader over the training samples."
+        """A loader over the training samples.
+
+        Args:
+            batch_size: samples per batch
+            shuffle: whether the order is random
+
+        Returns:
+            yields tensors (B, *sample_shape)
+        """
 
     def __len__(self) -> int:
         "Number of training samples."
@@ -72,6 +97,13 @@ class BaseDataset(ABC):
         """Different training samples, chosen by the seed.
 
         Raises `ValueError` when there are fewer than `n`.
+
+        Args:
+            n: how many
+            seed: which ones
+
+        Returns:
+            (n, *sample_shape)
         """
         _check_count(n, "n")
         parts, got = [], 0
@@ -91,6 +123,14 @@ class BaseDataset(ABC):
         """What a codebook is initialized from.
 
         Raises `ValueError` when there are fewer than `n` samples.
+
+        Args:
+            n: training samples to use
+            encoder: (B, *sample_shape) -> (B, *grid, dim)
+            seed: which samples
+
+        Returns:
+            latents (n · grid, dim), or the samples themselves without an encoder
         """
         x = self.samples(n, seed)
         return x if encoder is None else encode_in_chunks(encoder, x)
@@ -125,6 +165,12 @@ class InMemoryDataset(BaseDataset):
         train: Tensor,  # training samples, (n, *sample_shape)
         test: Tensor | None = None,  # test samples, (n_test, *sample_shape)
     ):
+        """Samples held as two tensors, `train` and `test`.
+
+        Args:
+            train: training samples, (n, *sample_shape)
+            test: test samples, (n_test, *sample_shape)
+        """
         self.train = check_finite(train, "train").float()
         self.test = None if test is None else check_finite(test, "test").float()
         if test is not None and test.shape[1:] != train.shape[1:]:
@@ -150,6 +196,16 @@ class InMemoryDataset(BaseDataset):
         """A loader over one split.
 
         Every pass over it has an order of its own; a new loader begins with the first again.
+
+        Args:
+            batch_size: samples per batch
+            shuffle: whether the order is random
+            split: 'train' or 'test'
+            seed: the order depends on this alone
+            drop_last: leave out a last batch that is smaller than the others
+
+        Returns:
+            yields tensors (B, *sample_shape)
         """
         x = {"train": self.train, "test": self.test}.get(split)
         if x is None: raise ValueError(f"split must be one of {self._splits()}, got {split!r}")
@@ -165,6 +221,13 @@ class InMemoryDataset(BaseDataset):
         """Different training samples, chosen by the seed.
 
         Raises `ValueError` when there are fewer than `n`.
+
+        Args:
+            n: how many
+            seed: which ones
+
+        Returns:
+            (n, *sample_shape)
         """
         if _check_count(n, "n") > len(self):
             raise ValueError(f"n={n} samples were asked for, but the training split holds "
@@ -179,7 +242,16 @@ def split_rows(
     test_fraction: float = 0.2,  # share of the samples held out, in (0, 1)
     seed: int = 0,  # which samples are held out
 ) -> tuple[Tensor, Tensor]:  # row numbers of the training and of the test samples, each ascending
-    "Split row numbers in two at random; raises `ValueError` when one side would be empty."
+    """Split row numbers in two at random; raises `ValueError` when one side would be empty.
+
+    Args:
+        n: number of samples
+        test_fraction: share of the samples held out, in (0, 1)
+        seed: which samples are held out
+
+    Returns:
+        row numbers of the training and of the test samples, each ascending
+    """
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction must lie between 0 and 1, got {test_fraction}")
     n_test = round(n * test_fraction)

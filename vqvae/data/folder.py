@@ -28,6 +28,12 @@ def find_images(
     """The image files below a folder.
 
     Raises `ValueError` when there are none, `OSError` for an unreadable folder.
+
+    Args:
+        folder: searched with all folders below it; links to folders are not followed
+
+    Returns:
+        sorted by path
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -49,6 +55,14 @@ def read_image(
     """Read one image, scale and crop it to a square.
 
     Raises `OSError` or `ValueError` when the file cannot be read.
+
+    Args:
+        file: any format that Pillow reads
+        image_size: height and width of the result, in pixels
+        color: three channels, or one: luma
+
+    Returns:
+        (channels, image_size, image_size), uint8
     """
     with Image.open(file) as opened: image = ImageOps.exif_transpose(opened)
     if image.mode.startswith("I"):
@@ -72,7 +86,17 @@ def read_images(
     color: bool = True,  # three channels, or one: luma
     skip_unreadable: bool = False,  # warn about files that cannot be read instead of raising
 ) -> tuple[Tensor, list[Path]]:  # images (N, channels, image_size, image_size), values in [0, 1]; their files
-    "Read images of any size at one size. Raises `ValueError` that names every unreadable file."
+    """Read images of any size at one size. Raises `ValueError` that names every unreadable file.
+
+    Args:
+        files: image files
+        image_size: height and width, in pixels
+        color: three channels, or one: luma
+        skip_unreadable: warn about files that cannot be read instead of raising
+
+    Returns:
+        images (N, channels, image_size, image_size), values in [0, 1]; their files
+    """
     images, read, bad = [], [], []
     for file in files:
         try:
@@ -104,6 +128,17 @@ class ImageFolderDataset(InMemoryDataset):
         skip_unreadable: bool = False,  # warn about files that cannot be read instead of raising
         seed: int = 0,  # which files are held out
     ):
+        """All images below a folder at one size, values in [0, 1], read at construction; a seeded
+        share is held out.
+
+        Args:
+            folder: searched with all folders below it
+            image_size: height and width, in pixels
+            color: three channels, or one: luma
+            test_fraction: share of the files held out, in (0, 1)
+            skip_unreadable: warn about files that cannot be read instead of raising
+            seed: which files are held out
+        """
         images, files = read_images(find_images(folder), _check_count(image_size, "image_size"),
                                     color, skip_unreadable)
         train, test = split_rows(len(images), test_fraction, seed)

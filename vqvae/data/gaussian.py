@@ -20,7 +20,15 @@ def linear_gaussian_spectrum(
     A: Tensor,  # mixing matrix, (d, k) with k <= d
     sigma_noise: float,  # standard deviation of the noise, per coordinate
 ) -> tuple[Tensor, Tensor]:  # eigenvalues (d,) of A Aᵀ + σ² I, descending; their first k eigenvectors U_k, (d, k)
-    "Eigenvalues and leading eigenvectors of the covariance, from the singular values of `A`."
+    """Eigenvalues and leading eigenvectors of the covariance, from the singular values of `A`.
+
+    Args:
+        A: mixing matrix, (d, k) with k <= d
+        sigma_noise: standard deviation of the noise, per coordinate
+
+    Returns:
+        eigenvalues (d,) of A Aᵀ + σ² I, descending; their first k eigenvectors U_k, (d, k)
+    """
     U, s, _ = torch.linalg.svd(A.double(), full_matrices=False)
     # the largest entry of each column is positive
     sign = U.gather(0, U.abs().argmax(0, keepdim=True)).sign()
@@ -46,6 +54,16 @@ class GaussianDataset(InMemoryDataset):
         # number of test samples; None: a fifth of n_samples, at least one
         n_test: int | None = None,
     ):
+        """Samples of x = Ay + w whose covariance is known.
+
+        Args:
+            d: dimension of a sample
+            k: dimension of the hidden signal, at most d
+            sigma_noise: standard deviation of the noise, per coordinate
+            n_samples: number of training samples
+            seed: of the matrix and of all samples
+            n_test: number of test samples; None: a fifth of n_samples, at least one
+        """
         if _check_count(k, "k") > _check_count(d, "d"):
             raise ValueError(f"k must be at most d={d}, got k={k}")
         if not (math.isfinite(sigma_noise) and sigma_noise >= 0):
@@ -78,5 +96,13 @@ class GaussianDataset(InMemoryDataset):
         """What a codebook is initialized from.
 
         Raises `ValueError` when there are fewer than `n` samples.
+
+        Args:
+            n: training samples to use
+            encoder: (B, d) -> (B, *grid, dim); None: x -> U_kᵀ x
+            seed: which samples
+
+        Returns:
+            latents, (n, k) without an encoder
         """
         return super().get_initialization_batch(n, encoder or (lambda x: x @ self.U_k), seed)

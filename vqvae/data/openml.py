@@ -20,7 +20,14 @@ from .base import InMemoryDataset, _check_count
 
 # %% ../../nbs/data/04_openml.ipynb #cell-005
 class Source(NamedTuple):
-    "Where a collection lies on OpenML and how its rows are read."
+    """Where a collection lies on OpenML and how its rows are read.
+
+    Attributes:
+        openml_name: its name there
+        version: its version there
+        shape: of one image: channels, height, width
+        test_share: one row in so many, counted from the end, is for the test
+    """
     openml_name: str  # its name there
     version: int  # its version there
     shape: tuple[int, int, int]  # of one image: channels, height, width
@@ -41,6 +48,13 @@ def rows_to_images(
     """Give the rows of a table the shape of images.
 
     Raises `ValueError` when they have another number of pixels.
+
+    Args:
+        rows: (N, channels * height * width), values from 0 to 255
+        shape: channels, height, width
+
+    Returns:
+        (N, channels, height, width), float32, values in [0, 1]
     """
     if rows.ndim != 2 or rows.shape[1] != np.prod(shape):
         raise ValueError(f"an image of shape {shape} has {np.prod(shape)} pixels, got a table of "
@@ -84,6 +98,16 @@ class OpenMLImageDataset(InMemoryDataset):
         data_home: str | PathLike | None = None,
         seed: int = 0,  # which images, where not all are used
     ):
+        """MNIST, Fashion-MNIST or CIFAR-10: images (channels, height, width) with values in [0,
+        1].
+
+        Args:
+            name: 'mnist', 'fashion-mnist' or 'cifar10'
+            n_train: this many training images, chosen by the seed; None: all
+            n_test: this many test images, chosen by the seed; None: all
+            data_home: cache folder; None: scikit-learn's, ~/scikit_learn_data
+            seed: which images, where not all are used
+        """
         if name not in SOURCES:
             raise ValueError(f"name must be one of {list(SOURCES)}, got {name!r}")
         for label, value in dict(n_train=n_train, n_test=n_test).items():

@@ -21,7 +21,14 @@ TEST_COLUMNS = 128  # the right fifth of each photograph
 def load_photographs(
     color: bool,  # three channels, or one: luma
 ) -> Tensor:  # (2, channels, 427, 640), values in [0, 1]
-    "scikit-learn's two bundled photographs."
+    """scikit-learn's two bundled photographs.
+
+    Args:
+        color: three channels, or one: luma
+
+    Returns:
+        (2, channels, 427, 640), values in [0, 1]
+    """
     images = torch.stack([torch.from_numpy(load_sample_image(name).copy()) for name in PHOTOGRAPHS])
     images = images.permute(0, 3, 1, 2).float() / 255
     if color: return images
@@ -37,6 +44,15 @@ def draw_patches(
     """Cut different patches at random.
 
     Raises `ValueError` when they do not fit or there are fewer than `n`.
+
+    Args:
+        images: (N, channels, H, W)
+        patch_size: height and width of a patch, in pixels
+        n: number of patches
+        generator: decides which
+
+    Returns:
+        patches (n, channels, patch_size, patch_size); image, row and column of each, (n, 3)
     """
     N, _, H, W = images.shape
     if patch_size > min(H, W):
@@ -68,6 +84,16 @@ class ImagePatchDataset(InMemoryDataset):
         color: bool = False,  # three channels instead of one
         seed: int = 0,  # which patches
     ):
+        """Patches of two photographs with values in [0, 1]; training and test patches come from
+        regions that share no pixel.
+
+        Args:
+            patch_size: height and width, in pixels, at most 128
+            n_train: number of training patches
+            n_test: number of test patches
+            color: three channels instead of one
+            seed: which patches
+        """
         for name, value in (("patch_size", patch_size), ("n_train", n_train), ("n_test", n_test)):
             _check_count(value, name)
         images = load_photographs(color)

@@ -28,6 +28,19 @@ class TransformerDecoder(BaseDecoder):
         heads: int = 4,  # attention heads, a divisor of `width`
         seed: int = 0,  # of the initial weights
     ) -> None:
+        """A small vision transformer back to pixels: `(B, H/patch_size, W/patch_size, dim) -> (B,
+        out_channels, H, W)`.
+
+        Args:
+            out_channels: channels of the images
+            image_size: height and width; an integer for square images
+            patch_size: image pixels per latent position, along each side
+            dim: size of a latent vector
+            width: size of a token inside
+            depth: number of layers
+            heads: attention heads, a divisor of `width`
+            seed: of the initial weights
+        """
         super().__init__(dim)
         check_positive(out_channels, "out_channels")
         self.image_size, self.grid = patch_grid(image_size, patch_size)
@@ -45,6 +58,13 @@ class TransformerDecoder(BaseDecoder):
         self,
         z: Tensor,  # latents, (B, H/patch_size, W/patch_size, dim)
     ) -> Tensor:  # images, (B, out_channels, *image_size)
-        "Decode a batch; raises `ValueError` for another grid or vector size."
+        """Decode a batch; raises `ValueError` for another grid or vector size.
+
+        Args:
+            z: latents, (B, H/patch_size, W/patch_size, dim)
+
+        Returns:
+            images, (B, out_channels, *image_size)
+        """
         tokens = self.transformer(self.embed(check_latents(z, self.dim, self.grid)))
         return unpatchify(self.project(tokens), self.out_channels, self.patch_size)

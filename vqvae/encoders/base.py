@@ -22,6 +22,12 @@ class BaseEncoder(Component, ABC):
         # smallest valid shape of one sample; None: not declared
         input_shape: tuple[int, ...] | None = None,
     ) -> None:
+        """Samples to latents: `(B, *sample_shape) -> (B, *grid, dim)`, vectors on the last axis.
+
+        Args:
+            dim: size of a latent vector; None: not declared
+            input_shape: smallest valid shape of one sample; None: not declared
+        """
         super().__init__()
         self.dim = None if dim is None else check_positive(dim, "dim")
         self.input_shape = None if input_shape is None else as_shape(input_shape, "input_shape")
@@ -31,14 +37,29 @@ class BaseEncoder(Component, ABC):
         self,
         x: Tensor,  # samples, (B, *sample_shape)
     ) -> Tensor:  # latents, (B, *grid, dim)
-        "Encode a batch; raises `ValueError` for samples that do not fit."
+        """Encode a batch; raises `ValueError` for samples that do not fit.
+
+        Args:
+            x: samples, (B, *sample_shape)
+
+        Returns:
+            latents, (B, *grid, dim)
+        """
 
 # %% ../../nbs/encoders/00_base.ipynb #cell-007
 def as_shape(
     shape: int | tuple[int, ...],  # the sizes of one sample; an integer d stands for (d,)
     name: str = "sample_shape",  # how the message calls it
 ) -> tuple[int, ...]:  # the same as a tuple of positive integers
-    "Return a shape as a tuple; raise `ValueError` unless it holds positive integers only."
+    """Return a shape as a tuple; raise `ValueError` unless it holds positive integers only.
+
+    Args:
+        shape: the sizes of one sample; an integer d stands for (d,)
+        name: how the message calls it
+
+    Returns:
+        the same as a tuple of positive integers
+    """
     sizes = (shape,) if isinstance(shape, int) else tuple(shape)
     if not sizes: raise ValueError(f"{name} must hold at least one size, got {shape}")
     for size in sizes:
@@ -53,7 +74,16 @@ def flatten_samples(
     # the exact shape of one sample; None: any with `size` values
     sample_shape: tuple[int, ...] | None = None,
 ) -> Tensor:  # (B, size)
-    "Flatten all axes but the first; raise `ValueError` where a sample has another shape."
+    """Flatten all axes but the first; raise `ValueError` where a sample has another shape.
+
+    Args:
+        x: samples, (B, *sample_shape)
+        size: values per sample
+        sample_shape: the exact shape of one sample; None: any with `size` values
+
+    Returns:
+        (B, size)
+    """
     if isinstance(x, Tensor):
         if sample_shape is not None and x.shape[1:] != sample_shape:
             raise ValueError(f"x must have shape (B, {', '.join(map(str, sample_shape))}), got "
@@ -69,7 +99,16 @@ def check_images(
     channels: int,  # expected number of channels
     multiple: int = 1,  # height and width must be multiples of this
 ) -> Tensor:  # `x` itself
-    "Return `x`; raise `ValueError` unless it is a finite batch of images whose sizes fit."
+    """Return `x`; raise `ValueError` unless it is a finite batch of images whose sizes fit.
+
+    Args:
+        x: images, (B, channels, H, W)
+        channels: expected number of channels
+        multiple: height and width must be multiples of this
+
+    Returns:
+        `x` itself
+    """
     if isinstance(x, Tensor):
         if x.ndim != 4 or x.shape[1] != channels:
             raise ValueError(f"x must be images of shape (B, {channels}, H, W), got "

@@ -18,6 +18,12 @@ def prime_factors(
     """Decompose an integer into primes.
 
     Raises `ValueError` below 1 and `TypeError` for other numbers.
+
+    Args:
+        n: at least 1
+
+    Returns:
+        primes in rising order whose product is `n`; empty for 1
     """
     if not isinstance(n, int): raise TypeError(f"the factor must be an integer, got {n}")
     check_positive(n, "the factor")
@@ -37,6 +43,11 @@ class ResidualBlock(nn.Module):
         self,
         channels: int,  # of input and output
     ) -> None:
+        """`x + conv1x1(relu(conv3x3(relu(x))))`, van den Oord et al. 2017, section 4.1.
+
+        Args:
+            channels: of input and output
+        """
         super().__init__()
         self.body = nn.Sequential(nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(),
                                   nn.Conv2d(channels, channels, 1))
@@ -45,7 +56,14 @@ class ResidualBlock(nn.Module):
         self,
         x: Tensor,  # (B, channels, H, W)
     ) -> Tensor:  # (B, channels, H, W)
-        "Add the block's output to its input."
+        """Add the block's output to its input.
+
+        Args:
+            x: (B, channels, H, W)
+
+        Returns:
+            (B, channels, H, W)
+        """
         return x + self.body(x)
 
 # %% ../../nbs/encoders/03_conv.ipynb #cell-012
@@ -62,6 +80,17 @@ class ConvEncoder(BaseEncoder):
         residual_blocks: int = 2,  # how many; 0 for none
         seed: int = 0,  # of the initial weights
     ) -> None:
+        """Strided convolutions and residual blocks: `(B, in_channels, H, W) -> (B, H/downsample,
+        W/downsample, dim)`.
+
+        Args:
+            in_channels: channels of the images
+            dim: size of a latent vector
+            downsample: image pixels per latent position, along each side
+            hidden: channels in between
+            residual_blocks: how many; 0 for none
+            seed: of the initial weights
+        """
         primes = prime_factors(downsample)
         check_positive(in_channels, "in_channels")
         super().__init__(dim, (in_channels, downsample, downsample))
@@ -85,6 +114,12 @@ class ConvEncoder(BaseEncoder):
         """Encode a batch.
 
         Raises `ValueError` for other channels or sizes that `downsample` does not divide.
+
+        Args:
+            x: images, (B, in_channels, H, W)
+
+        Returns:
+            latents, (B, H/downsample, W/downsample, dim)
         """
         check_images(x, self.in_channels, self.downsample)
         return self.layers(x).permute(0, 2, 3, 1).contiguous()

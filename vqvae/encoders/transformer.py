@@ -17,7 +17,15 @@ def patchify(
     x: Tensor,  # images, (B, C, H, W)
     patch_size: int,  # p, divides H and W
 ) -> Tensor:  # patches, (B, H/p, W/p, C*p*p)
-    "Cut images into flattened square patches."
+    """Cut images into flattened square patches.
+
+    Args:
+        x: images, (B, C, H, W)
+        patch_size: p, divides H and W
+
+    Returns:
+        patches, (B, H/p, W/p, C*p*p)
+    """
     B, C, H, W = x.shape
     p = patch_size
     return x.reshape(B, C, H // p, p, W // p, p).permute(0, 2, 4, 1, 3, 5).flatten(3)
@@ -28,7 +36,16 @@ def unpatchify(
     channels: int,  # C
     patch_size: int,  # p
 ) -> Tensor:  # images, (B, C, h*p, w*p)
-    "Put images together from their patches: the inverse of `patchify`."
+    """Put images together from their patches: the inverse of `patchify`.
+
+    Args:
+        patches: (B, h, w, C*p*p)
+        channels: C
+        patch_size: p
+
+    Returns:
+        images, (B, C, h*p, w*p)
+    """
     parts = patches.unflatten(-1, (channels, patch_size, patch_size)).permute(0, 3, 1, 4, 2, 5)
     return parts.flatten(4, 5).flatten(2, 3)
 
@@ -44,6 +61,15 @@ class TokenTransformer(nn.Module):
         depth: int,  # number of layers
         heads: int,  # attention heads, a divisor of `width`
     ) -> None:
+        """Learned positions, pre-norm transformer layers and a final normalization over a grid of
+        tokens.
+
+        Args:
+            grid: rows and columns of tokens
+            width: size of a token
+            depth: number of layers
+            heads: attention heads, a divisor of `width`
+        """
         super().__init__()
         for name, value in {"width": width, "depth": depth, "heads": heads}.items():
             check_positive(value, name)
@@ -65,7 +91,14 @@ class TokenTransformer(nn.Module):
         self,
         tokens: Tensor,  # (B, rows, columns, width)
     ) -> Tensor:  # (B, rows, columns, width)
-        "Let every token attend to every other one."
+        """Let every token attend to every other one.
+
+        Args:
+            tokens: (B, rows, columns, width)
+
+        Returns:
+            (B, rows, columns, width)
+        """
         sequence = tokens.flatten(1, 2).transpose(0, 1) + self.positions
         return self.norm(self.layers(sequence)).transpose(0, 1).reshape(tokens.shape)
 
@@ -74,7 +107,15 @@ def patch_grid(
     image_size: int | tuple[int, int],  # height and width; an integer for square images
     patch_size: int,  # side of a patch in pixels
 ) -> tuple[tuple[int, int], tuple[int, int]]:  # (H, W) and (H/p, W/p)
-    "Image size and token grid; raises `ValueError` when patches do not fill the image."
+    """Image size and token grid; raises `ValueError` when patches do not fill the image.
+
+    Args:
+        image_size: height and width; an integer for square images
+        patch_size: side of a patch in pixels
+
+    Returns:
+        (H, W) and (H/p, W/p)
+    """
     size = as_shape((image_size, image_size) if isinstance(image_size, int) else image_size,
                     "image_size")
     if len(size) != 2: raise ValueError(f"image_size must be one or two integers, got {image_size}")
@@ -86,7 +127,9 @@ def patch_grid(
 
 # %% ../../nbs/encoders/04_transformer.ipynb #cell-016
 class TransformerEncoder(BaseEncoder):
-    "A small vision transformer: `(B, in_channels, H, W) -> (B, H/patch_size, W/patch_size, dim)`."
+    """A small vision transformer: `(B, in_channels, H, W) -> (B, H/patch_size, W/patch_size,
+    dim)`.
+    """
 
     def __init__(
         self,
@@ -99,6 +142,19 @@ class TransformerEncoder(BaseEncoder):
         heads: int = 4,  # attention heads, a divisor of `width`
         seed: int = 0,  # of the initial weights
     ) -> None:
+        """A small vision transformer: `(B, in_channels, H, W) -> (B, H/patch_size, W/patch_size,
+        dim)`.
+
+        Args:
+            in_channels: channels of the images
+            image_size: height and width; an integer for square images
+            patch_size: image pixels per latent position, along each side
+            dim: size of a latent vector
+            width: size of a token inside
+            depth: number of layers
+            heads: attention heads, a divisor of `width`
+            seed: of the initial weights
+        """
         size, grid = patch_grid(image_size, patch_size)
         check_positive(in_channels, "in_channels")
         super().__init__(dim, (in_channels, *size))
@@ -117,7 +173,14 @@ class TransformerEncoder(BaseEncoder):
         self,
         x: Tensor,  # images, (B, in_channels, *image_size)
     ) -> Tensor:  # latents, (B, H/patch_size, W/patch_size, dim)
-        "Encode a batch; raises `ValueError` for other channels or another image size."
+        """Encode a batch; raises `ValueError` for other channels or another image size.
+
+        Args:
+            x: images, (B, in_channels, *image_size)
+
+        Returns:
+            latents, (B, H/patch_size, W/patch_size, dim)
+        """
         check_images(x, self.in_channels)
         if x.shape[2:] != self.image_size:
             raise ValueError(f"x must hold images of {self.image_size[0]} x {self.image_size[1]} "

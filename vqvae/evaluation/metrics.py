@@ -20,7 +20,14 @@ def entropy_bits(
 ) -> float:  # H, bits per index
     """Entropy of the use of a codebook, in bits.
 
-    Raises `ValueError` for counts that are empty, negative, not finite or all zero."""
+    Raises `ValueError` for counts that are empty, negative, not finite or all zero.
+
+    Args:
+        counts: how often each code was chosen, or its probability, any shape
+
+    Returns:
+        H, bits per index
+    """
     counts = torch.as_tensor(counts).detach().cpu().double()
     check_finite(counts, "counts")
     if (counts < 0).any():
@@ -38,6 +45,12 @@ def perplexity(
     """Two to the power of `entropy_bits`: how many codes, used equally, would carry as much.
 
     Raises like `entropy_bits`.
+
+    Args:
+        counts: how often each code was chosen, or its probability, any shape
+
+    Returns:
+        between 1 and the number of codes
     """
     return 2.0 ** entropy_bits(counts)
 
@@ -61,7 +74,15 @@ def mse(
     x: Tensor,  # originals, any shape
     x_recon: Tensor,  # reconstructions, same shape
 ) -> float:  # squared error per element
-    "Mean squared error. Raises `ValueError` for different shapes, NaN or infinity."
+    """Mean squared error. Raises `ValueError` for different shapes, NaN or infinity.
+
+    Args:
+        x: originals, any shape
+        x_recon: reconstructions, same shape
+
+    Returns:
+        squared error per element
+    """
     a, b = _pair(x, x_recon, ("x", "x_recon"))
     return (a - b).square().mean().item()
 
@@ -71,7 +92,16 @@ def psnr(
     x_recon: Tensor,  # reconstructions, same shape
     data_range: float = 1.0,  # largest minus smallest possible value
 ) -> float:  # decibels; infinite when both are equal
-    "Peak signal-to-noise ratio of all elements together. Raises like `mse`."
+    """Peak signal-to-noise ratio of all elements together. Raises like `mse`.
+
+    Args:
+        x: originals, any shape
+        x_recon: reconstructions, same shape
+        data_range: largest minus smallest possible value
+
+    Returns:
+        decibels; infinite when both are equal
+    """
     check_positive(data_range, "data_range")
     error = mse(x, x_recon)
     return 10 * math.log10(data_range ** 2 / error) if error > 0 else math.inf
@@ -138,12 +168,20 @@ def _measure(indices: Tensor, z: Tensor | None, z_q: Tensor | None, codebook_siz
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #cell-019
 class CodebookMetrics:
-    """Use and distortion of a codebook, accumulated over a dataset: the same however it is cut into
-    batches."""
+    """Use and distortion of a codebook, accumulated over a dataset: the same however it is cut
+    into
+    batches.
+    """
     def __init__(
         self,
         codebook_size: int,  # n, number of distinct codes
     ):
+        """Use and distortion of a codebook, accumulated over a dataset: the same however it is cut
+        into batches.
+
+        Args:
+            codebook_size: n, number of distinct codes
+        """
         if not isinstance(codebook_size, int):
             raise TypeError(f"codebook_size must be an int, got {type(codebook_size).__name__}")
         self.codebook_size = check_positive(codebook_size, "codebook_size")
@@ -169,7 +207,13 @@ class CodebookMetrics:
 
         Raises `TypeError` or `ValueError` for indices of a wrong dtype or range, other
         shapes or values that are not
-        finite; the state is then as it was."""
+        finite; the state is then as it was.
+
+        Args:
+            indices: chosen codes, integers, (B, *grid)
+            z: latents, (B, *grid, dim)
+            z_q: their codewords, (B, *grid, dim)
+        """
         self._state = _combine(self._state, _measure(indices, z, z_q, self.codebook_size))
         return self
 
@@ -177,7 +221,11 @@ class CodebookMetrics:
         self,
         other: "CodebookMetrics",  # of the same codebook size, for example from another process
     ) -> Self:
-        "Add everything that `other` has seen; `other` stays as it is."
+        """Add everything that `other` has seen; `other` stays as it is.
+
+        Args:
+            other: of the same codebook size, for example from another process
+        """
         if not isinstance(other, CodebookMetrics):
             raise TypeError(f"other must be a CodebookMetrics, got {type(other).__name__}")
         if other.codebook_size != self.codebook_size:

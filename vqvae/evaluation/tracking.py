@@ -44,7 +44,13 @@ class MetricsTracker:
     ) -> None:
         """Record `values`; a metric logged again at the same step and split is replaced.
 
-        Raises `TypeError` or `ValueError` for anything else; nothing is recorded then."""
+        Raises `TypeError` or `ValueError` for anything else; nothing is recorded then.
+
+        Args:
+            step: training steps done so far
+            split: which data: 'train', 'test', …
+            values: one real number for each metric: Python, NumPy or 0-dimensional tensor
+        """
         try: step = operator.index(step)
         except TypeError:
             raise TypeError(f"step must be an int, got {type(step).__name__} {step!r}") from None
@@ -66,7 +72,11 @@ class MetricsTracker:
         self,
         path: str | Path,  # CSV file; replaced in one step when it exists
     ) -> None:
-        "Write all rows as CSV, without loss."
+        """Write all rows as CSV, without loss.
+
+        Args:
+            path: CSV file; replaced in one step when it exists
+        """
         with atomic_path(path) as temporary, open(temporary, "w", newline="",
                                                   encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
@@ -81,6 +91,12 @@ class MetricsTracker:
         """Read rows back.
 
         Raises `ValueError` for other columns, or with the line of a row that is not one.
+
+        Args:
+            path: CSV file that `save` wrote
+
+        Returns:
+            a tracker with the same rows
         """
         with open(path, newline="", encoding="utf-8") as file:
             reader = csv.reader(file)

@@ -21,7 +21,14 @@ from torch import Tensor
 def explorer_source(
     name: str,  # of the JavaScript file beside this module, without its ending
 ) -> str:  # one ES module
-    "The JavaScript of an explorer, with what all of them share in front."
+    """The JavaScript of an explorer, with what all of them share in front.
+
+    Args:
+        name: of the JavaScript file beside this module, without its ending
+
+    Returns:
+        one ES module
+    """
     folder = files("vqvae.explorers")
     return "\n".join((folder / f"{part}.js").read_text(encoding="utf-8")
                      for part in ("shared", name))
@@ -35,6 +42,14 @@ def finite_array(
     """Numbers from Python, NumPy or PyTorch as an array.
 
     Raises `ValueError` when some are not finite, there are none, or in other axes.
+
+    Args:
+        value: an array, a tensor or a list of numbers
+        axes: how many it must have
+        name: how the message calls it
+
+    Returns:
+        float64, a copy that cannot be written to
     """
     try:
         array = np.array(value.detach().cpu().numpy() if isinstance(value, Tensor) else value,

@@ -25,7 +25,15 @@ def plane_sources(
     seed: int = 0,  # which samples
 ) -> dict[str, list[list[float]]]:  # samples by name of the source, n pairs each
     """Samples in the plane: Gaussian, ring and mixture, drawn, and the digits in their principal
-    plane."""
+    plane.
+
+    Args:
+        n: samples of each
+        seed: which samples
+
+    Returns:
+        samples by name of the source, n pairs each
+    """
     generator = np.random.default_rng(seed)
     turn, normal = generator.uniform(0, 2 * np.pi, n), generator.standard_normal((n, 2))
     corners = np.array([[np.cos(t), np.sin(t)] for t in 2 * np.pi * np.arange(5) / 5])
@@ -71,6 +79,13 @@ class CodebookExplorer(Explorer):
         data: Any = None,  # samples of your own, (N, 2), within ±3.2: they become the source "own"
         **traits: Any,  # initial values of other traits
     ):
+        """Codewords to drag in the plane; `codebook` holds them as an array, (n, 2).
+
+        Args:
+            codebook: codewords to begin with, (n, 2); 16 rate–distortion codes when left out
+            data: samples of your own, (N, 2), within ±3.2: they become the source "own"
+            traits: initial values of other traits
+        """
         samples = plane_sources()
         if data is not None:
             own = finite_array(data, 2, "data")

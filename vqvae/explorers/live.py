@@ -115,7 +115,16 @@ def live_trainer(
     options: dict[str, Any],
     data: BaseDataset,  # samples, (d,) or images
 ) -> Trainer:  # that has not begun
-    "Compose a model with latents in the plane; raises `ValueError` for components that do not fit."
+    """Compose a model with latents in the plane; raises `ValueError` for components that do not
+    fit.
+
+    Args:
+        options: names from `CHOICES` for what the quantizer uses; codes, lr and seed as numbers
+        data: samples, (d,) or images
+
+    Returns:
+        that has not begun
+    """
     encoder, decoder = _coder(options, data.sample_shape)
     quantizer = CHOICES["quantizer"][options["quantizer"]](options)
     if "initialization" in USED[options["quantizer"]]:
@@ -135,7 +144,12 @@ def training_picture(
     trainer: Trainer,  # of a model with latents of at least two dimensions
     data: BaseDataset,  # whose held-out samples are shown
 ) -> Figure:
-    "Codebook and latents, perplexity, reconstruction loss."
+    """Codebook and latents, perplexity, reconstruction loss.
+
+    Args:
+        trainer: of a model with latents of at least two dimensions
+        data: whose held-out samples are shown
+    """
     quantizer, x = trainer.model.quantizer, trainer.fabric.to_device(_held_out(data))
     with evaluating(trainer.model): outputs = trainer.model(x)
     z, codebook = outputs["z"], quantizer.get_codebook()
@@ -173,6 +187,13 @@ class Repeater:
         step: Callable[[], None],  # takes well under a second
         ended: Callable[[Exception | None], None],  # told once, with the error if there was one
     ):
+        """Calls `step` again and again on an event loop, until it is stopped or `step` raises;
+        then `ended(error)`. Any thread may start and stop it.
+
+        Args:
+            step: takes well under a second
+            ended: told once, with the error if there was one
+        """
         self.step, self.ended, self.turn, self._run = step, ended, threading.RLock(), None
         try: self._made_on = asyncio.get_running_loop()
         except RuntimeError: self._made_on = None
@@ -300,6 +321,16 @@ class LiveTraining(_Panel):
         batch_size: int = 64,  # samples per step
         **choices: Any,  # what the controls begin with, for example codes=64, estimator="rotation"
     ):
+        """A training to run, stop and continue. `model`, `data` and `history` are there for
+        Python.
+
+        Args:
+            model: train this one instead of choosing components
+            data: its samples; without a model, a name from `CHOICES`
+            every: training steps between two pictures
+            batch_size: samples per step
+            choices: what the controls begin with, for example codes=64, estimator="rotation"
+        """
         if model is None and isinstance(data, str): choices, data = {"data": data, **choices}, None
         if (model is None) != (data is None):
             raise ValueError("model and data go together, got only "

@@ -48,7 +48,17 @@ def sample_init(
 
     Raises `ValueError` without data, for fewer different samples than codes, and for data that
     are not finite
-    or do not fit `dim`."""
+    or do not fit `dim`.
+
+    Args:
+        codebook_size: n, number of codes
+        dim: k, dimensions of a code
+        data: latents to choose from, required, (..., dim)
+        generator: None is a fresh one with seed 0
+
+    Returns:
+        codebook, (codebook_size, dim), float32
+    """
     samples, generator = initialization_inputs(codebook_size, dim, data, generator)
     samples = require_samples(samples, codebook_size, "sample_init")
     samples = samples[torch.randperm(len(samples), generator=generator, device=generator.device)]
@@ -98,7 +108,18 @@ def kmeans_init(
 
     Raises `ValueError` without data, for fewer different samples than codes, and for data that
     are not finite
-    or do not fit `dim`. Source: Lloyd 1982; start by Arthur and Vassilvitskii 2007."""
+    or do not fit `dim`. Source: Lloyd 1982; start by Arthur and Vassilvitskii 2007.
+
+    Args:
+        codebook_size: n, number of codes
+        dim: k, dimensions of a code
+        data: latents to cluster, required, (..., dim)
+        generator: None is a fresh one with seed 0
+        max_iter: at most so many rounds
+
+    Returns:
+        codebook, (codebook_size, dim), float32
+    """
     check_positive(max_iter, "max_iter")
     samples, generator = initialization_inputs(codebook_size, dim, data, generator)
     samples = require_samples(samples, codebook_size, "kmeans_init")

@@ -23,7 +23,17 @@ def uniform_init(
     leaves many codes unused.
 
     Raises `ValueError` for sizes below 1 and for data that are not finite or have another last
-    dimension."""
+    dimension.
+
+    Args:
+        codebook_size: n, number of codes
+        dim: k, dimensions of a code
+        data: checked, then ignored, (..., dim)
+        generator: None is a fresh one with seed 0
+
+    Returns:
+        codebook, (codebook_size, dim), float32
+    """
     _, generator = initialization_inputs(codebook_size, dim, data, generator)
     unit = torch.rand(codebook_size, dim, generator=generator, dtype=torch.float64,
                       device=generator.device)
@@ -41,8 +51,19 @@ def normal_init(
     """Codes drawn from a normal distribution with the data's mean and standard deviation in
     each coordinate.
 
-    Raises `ValueError` for sizes below 1, for fewer than 2 samples and for data that are not finite
-    or do not fit `dim`."""
+    Raises `ValueError` for sizes below 1, for fewer than 2 samples and for data that are not
+    finite
+    or do not fit `dim`.
+
+    Args:
+        codebook_size: n, number of codes
+        dim: k, dimensions of a code
+        data: latents whose mean and spread to match, (..., dim); None means 0 and 1
+        generator: None is a fresh one with seed 0
+
+    Returns:
+        codebook, (codebook_size, dim), float32
+    """
     samples, generator = initialization_inputs(codebook_size, dim, data, generator)
     codes = torch.randn(codebook_size, dim, generator=generator, dtype=torch.float64,
                         device=generator.device)

@@ -27,6 +27,14 @@ def describe(
     """Write down how `value` was constructed.
 
     Raises `TypeError` for an argument that cannot be written down.
+
+    Args:
+        value: a component, or an argument of one
+        tensors: where tensors found on the way are put
+        path: under which name
+
+    Returns:
+        JSON data
     """
     if value is None or isinstance(value, (bool, int, float, str)): return value
     if isinstance(value, Tensor):
@@ -56,6 +64,13 @@ def rebuild(
     """Construct what a recipe describes.
 
     Raises `ValueError` for names that do not exist or are no components.
+
+    Args:
+        recipe: what `describe` returned
+        tensors: the tensors that it put aside
+
+    Returns:
+        the value, components newly constructed
     """
     if isinstance(recipe, list): return [rebuild(item, tensors) for item in recipe]
     if not isinstance(recipe, dict): return recipe
@@ -84,7 +99,12 @@ def save_component(
     component: Component,  # what to save
     path: str | Path,  # the file; folders are made as needed
 ) -> None:
-    "Write weights and recipe to one safetensors file, whole or not at all."
+    """Write weights and recipe to one safetensors file, whole or not at all.
+
+    Args:
+        component: what to save
+        path: the file; folders are made as needed
+    """
     tensors: dict[str, Tensor] = {}
     recipe = describe(component, tensors, "arguments")
     tensors |= {f"state.{name}": value for name, value in component.state_dict().items()}
@@ -101,6 +121,13 @@ def load_component(
 
     Raises `ValueError` if the file is not one of ours, is damaged, or names code that is not
     there.
+
+    Args:
+        path: a file that `save_component` wrote
+        device: where to put it
+
+    Returns:
+        constructed, weights restored, in evaluation mode
     """
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"there is no file {path}")

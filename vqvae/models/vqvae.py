@@ -52,7 +52,7 @@ def check_parts(encoder: BaseEncoder, quantizer: BaseQuantizer, decoder: BaseDec
 
 # %% ../../nbs/models/01_vqvae.ipynb #cell-008
 class VQVAE(Component):
-    "Composition of encoder, quantizer and decoder [@vandenoord2017neural]."
+    """Composition of encoder, quantizer and decoder (van den Oord et al. 2017)."""
 
     def __init__(
         self,
@@ -60,6 +60,13 @@ class VQVAE(Component):
         quantizer: BaseQuantizer,  # (B, *grid, dim) -> (z_q, indices, info)
         decoder: BaseDecoder,  # (B, *grid, dim) -> (B, *sample)
     ):
+        """Composition of encoder, quantizer and decoder (van den Oord et al. 2017).
+
+        Args:
+            encoder: (B, *sample) -> (B, *grid, dim)
+            quantizer: (B, *grid, dim) -> (z_q, indices, info)
+            decoder: (B, *grid, dim) -> (B, *sample)
+        """
         super().__init__()
         check_parts(encoder, quantizer, decoder)
         self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
@@ -71,6 +78,12 @@ class VQVAE(Component):
         """Encode, quantize, decode.
 
         Raises `ValueError` for NaN, an empty batch or samples that do not fit.
+
+        Args:
+            x: samples, (B, *sample)
+
+        Returns:
+            x_recon, z, z_q, indices, z_q_hard, distances, losses
         """
         z = self.encode(x)
         z_q, indices, info = self.quantizer(z)
@@ -88,21 +101,39 @@ class VQVAE(Component):
         self,
         x: Tensor,  # samples, (B, *sample)
     ) -> Tensor:  # int64, (B, *grid)
-        "Indices of samples, computed as in evaluation whatever the mode."
+        """Indices of samples, computed as in evaluation whatever the mode.
+
+        Args:
+            x: samples, (B, *sample)
+
+        Returns:
+            int64, (B, *grid)
+        """
         with evaluating(self): return self.quantizer(self.encode(x))[1]
 
     def detokenize(
         self,
         indices: Tensor,  # integers, (B, *grid)
     ) -> Tensor:  # x_recon, (B, *sample)
-        "Samples from indices, computed as in evaluation whatever the mode."
+        """Samples from indices, computed as in evaluation whatever the mode.
+
+        Args:
+            indices: integers, (B, *grid)
+
+        Returns:
+            x_recon, (B, *sample)
+        """
         with evaluating(self): return self.decode(self.quantizer.decode(indices))
 
     def save(
         self,
         path: str | Path,  # a safetensors file
     ) -> None:
-        "Write weights and composition to one file, whole or not at all."
+        """Write weights and composition to one file, whole or not at all.
+
+        Args:
+            path: a safetensors file
+        """
         save_component(self, path)
 
     @classmethod
@@ -111,7 +142,15 @@ class VQVAE(Component):
         path: str | Path,  # a file that `save` wrote
         device: torch.device | str = "cpu",  # where to put the model
     ) -> Self:  # in evaluation mode
-        "Rebuild a saved model; raises `ValueError` if the file holds something else."
+        """Rebuild a saved model; raises `ValueError` if the file holds something else.
+
+        Args:
+            path: a file that `save` wrote
+            device: where to put the model
+
+        Returns:
+            in evaluation mode
+        """
         model = load_component(path, device)
         if not isinstance(model, cls):
             raise ValueError(f"{path} holds a {type(model).__name__}, not a {cls.__name__}")

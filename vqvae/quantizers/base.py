@@ -18,7 +18,12 @@ from ..core import Component, check_finite, check_last_dim, check_positive
 
 # %% ../../nbs/quantizers/00_base.ipynb #cell-005
 class Entered(NamedTuple):
-    "Latents as a quantizer computes with them."
+    """Latents as a quantizer computes with them.
+
+    Attributes:
+        z: float32 or float64, (B, *grid, dim); zeros where padded
+        mask: bool, (B, *grid), true at real positions
+    """
     z: Tensor  # float32 or float64, (B, *grid, dim); zeros where padded
     mask: Tensor | None  # bool, (B, *grid), true at real positions
 
@@ -31,6 +36,14 @@ def enter(
     """Check latents at a quantizer's door.
 
     Raises `ValueError` for a wrong last axis, NaN, infinity or no vector at all.
+
+    Args:
+        z: latents, (B, *grid, dim)
+        dim: expected size of the last axis
+        mask: bool, (B, *grid), true at real positions
+
+    Returns:
+        checked, at least float32, padding zeroed
     """
     if mask is not None:
         if mask.dtype != torch.bool or mask.shape != z.shape[:-1]:
@@ -49,7 +62,15 @@ def masked_mean(
     values: Tensor,  # (B, *grid) or (B, *grid, dim)
     mask: Tensor | None = None,  # bool, (B, *grid)
 ) -> Tensor:  # scalar
-    "Mean over elements at real positions."
+    """Mean over elements at real positions.
+
+    Args:
+        values: (B, *grid) or (B, *grid, dim)
+        mask: bool, (B, *grid)
+
+    Returns:
+        scalar
+    """
     if mask is None: return values.mean()
     weight = mask.to(values.dtype)
     if values.ndim > mask.ndim: weight = weight.unsqueeze(-1).expand_as(values)
@@ -61,8 +82,17 @@ def commitment_loss(
     q: Tensor,  # their codewords, same shape
     mask: Tensor | None = None,  # bool, (B, *grid)
 ) -> Tensor:  # scalar, squared error per element
-    """Pull the encoder towards the codewords: the mean of $(z - \\mathrm{sg}[q])^2$ over elements,
-    no gradient to the codebook [@vandenoord2017neural]."""
+    r"""Pull the encoder towards the codewords: the mean of $(z - \mathrm{sg}[q])^2$ over elements,
+    no gradient to the codebook (van den Oord et al. 2017).
+
+    Args:
+        z: latents, (B, *grid, dim)
+        q: their codewords, same shape
+        mask: bool, (B, *grid)
+
+    Returns:
+        scalar, squared error per element
+    """
     return masked_mean((z - q.detach()).square(), mask)
 
 # %% ../../nbs/quantizers/00_base.ipynb #cell-011
@@ -71,7 +101,16 @@ def quantization_info(
     codewords: Tensor,  # chosen codewords, same shape
     losses: dict[str, Tensor],  # named scalar terms, unweighted
 ) -> dict[str, Any]:  # z_q_hard, distances, losses
-    "The third value of every quantizer."
+    """The third value of every quantizer.
+
+    Args:
+        z: latents as computed with, (B, *grid, dim)
+        codewords: chosen codewords, same shape
+        losses: named scalar terms, unweighted
+
+    Returns:
+        z_q_hard, distances, losses
+    """
     hard = codewords.detach()
     return {"z_q_hard": hard, "distances": (z.detach() - hard).square().sum(-1), "losses": losses}
 
@@ -84,6 +123,13 @@ def check_indices(
 
     Raises `TypeError` unless they are integers, `ValueError` if one is out of range or none is
     there.
+
+    Args:
+        indices: integers, any shape
+        codebook_size: number of codes
+
+    Returns:
+        int64, same shape
     """
     if not isinstance(indices, Tensor) or indices.dtype == torch.bool or indices.is_floating_point() or indices.is_complex():
         raise TypeError("indices must be an integer tensor, got "
@@ -107,6 +153,13 @@ class BaseQuantizer(Component, ABC):
         dim: int,  # size of the last axis of the latents
         codebook_size: int,  # number of distinct codes
     ):
+        """Base of all quantizers: `forward(z, mask=None) -> (z_q, indices, info)`, always three,
+        in training and in evaluation.
+
+        Args:
+            dim: size of the last axis of the latents
+            codebook_size: number of distinct codes
+        """
         super().__init__()
         self.dim = int(check_positive(dim, "dim"))
         self.codebook_size = int(check_positive(codebook_size, "codebook_size"))
@@ -116,10 +169,21 @@ class BaseQuantizer(Component, ABC):
         self,
         z: Tensor,  # latents, (B, *grid, dim)
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:  # z_q (B, *grid, dim), indices int64 (B, *grid), info
-        "Quantize each vector on the last axis."
+        """Quantize each vector on the last axis.
+
+        Args:
+            z: latents, (B, *grid, dim)
+
+        Returns:
+            z_q (B, *grid, dim), indices int64 (B, *grid), info
+        """
 
     def get_codebook(self) -> Tensor:  # (codebook_size, dim)
-        "All codewords, in the order of their indices."
+        """All codewords, in the order of their indices.
+
+        Returns:
+            (codebook_size, dim)
+        """
         if not isinstance(getattr(self, "codebook", None), Tensor):
             raise NotImplementedError(f"{type(self).__name__} has no `codebook`: override "
                                       "get_codebook")
@@ -129,7 +193,14 @@ class BaseQuantizer(Component, ABC):
         self,
         indices: Tensor,  # integers in 0..codebook_size-1, (B, *grid)
     ) -> Tensor:  # codewords, (B, *grid, dim)
-        "Look codewords up."
+        """Look codewords up.
+
+        Args:
+            indices: integers in 0..codebook_size-1, (B, *grid)
+
+        Returns:
+            codewords, (B, *grid, dim)
+        """
         return F.embedding(check_indices(indices, self.codebook_size), self.get_codebook())
 
     @torch.no_grad()
@@ -140,6 +211,9 @@ class BaseQuantizer(Component, ABC):
         """Replace the codewords.
 
         Raises `ValueError` and changes nothing if shape or values do not fit.
+
+        Args:
+            codebook: new codewords, (codebook_size, dim)
         """
         current = self.get_codebook()
         if tuple(codebook.shape) != tuple(current.shape):
@@ -156,5 +230,10 @@ class BaseQuantizer(Component, ABC):
         """Set the codebook with an initializer of `vqvae.initialization`.
 
         Always explicit: nothing happens at the first forward.
+
+        Args:
+            initializer: (codebook_size, dim, data, generator=...) -> codebook
+            data: latents to initialize from, (..., dim)
+            generator: source of randomness
         """
         self.set_codebook(initializer(self.codebook_size, self.dim, data, generator=generator))

@@ -28,6 +28,12 @@ def check_levels(
 
     Raises `TypeError` unless they are integers, `ValueError` if there are none, too few or too
     many.
+
+    Args:
+        levels: number of levels of each coordinate
+
+    Returns:
+        the same
     """
     if isinstance(levels, (int, str)):
         raise TypeError(f"levels must be a list of integers, got {levels!r}")
@@ -57,8 +63,16 @@ def bound(
     z: Tensor,  # latents, (..., dim)
     levels: Tensor,  # number of levels of each coordinate, int64, (dim,)
 ) -> Tensor:  # between −⌊L/2⌋ and ⌈L/2⌉ − 1 after rounding, (..., dim)
-    """Squash each coordinate so that it rounds to one of its levels [@mentzer2023finite, appendix
-    A.1]."""
+    """Squash each coordinate so that it rounds to one of its levels (Mentzer et al. 2024, appendix
+    A.1).
+
+    Args:
+        z: latents, (..., dim)
+        levels: number of levels of each coordinate, int64, (dim,)
+
+    Returns:
+        between −⌊L/2⌋ and ⌈L/2⌉ − 1 after rounding, (..., dim)
+    """
     half, offset, shift = _constants(levels, z.dtype)
     return half * torch.tanh(z + shift) - offset
 
@@ -67,7 +81,15 @@ def codes_to_vectors(
     codes: Tensor,  # integers from −⌊L/2⌋ to ⌈L/2⌉ − 1, int64, (..., dim)
     levels: Tensor,  # number of levels of each coordinate, int64, (dim,)
 ) -> Tensor:  # code / ⌊L/2⌋, float32, (..., dim)
-    "Codewords between −1 and 1."
+    """Codewords between −1 and 1.
+
+    Args:
+        codes: integers from −⌊L/2⌋ to ⌈L/2⌉ − 1, int64, (..., dim)
+        levels: number of levels of each coordinate, int64, (dim,)
+
+    Returns:
+        code / ⌊L/2⌋, float32, (..., dim)
+    """
     return codes.to(torch.float32) / (levels // 2).to(torch.float32)
 
 # %% ../../nbs/quantizers/05_fsq.ipynb #round
@@ -75,7 +97,15 @@ def round_codes(
     bounded: Tensor,  # output of `bound`, (..., dim)
     levels: Tensor,  # number of levels of each coordinate, int64, (dim,)
 ) -> tuple[Tensor, Tensor]:  # codewords with a gradient (..., dim), integer codes int64 (..., dim)
-    "Round to codewords; the gradient passes as if only divided by ⌊L/2⌋."
+    """Round to codewords; the gradient passes as if only divided by ⌊L/2⌋.
+
+    Args:
+        bounded: output of `bound`, (..., dim)
+        levels: number of levels of each coordinate, int64, (dim,)
+
+    Returns:
+        codewords with a gradient (..., dim), integer codes int64 (..., dim)
+    """
     codes = bounded.detach().round().long()
     return graft_gradient(codes_to_vectors(codes, levels).to(bounded.dtype),
                           bounded / (levels // 2)), codes
@@ -90,7 +120,15 @@ def codes_to_indices(
     codes: Tensor,  # integers from −⌊L/2⌋ to ⌈L/2⌉ − 1, int64, (..., dim)
     levels: Tensor,  # number of levels of each coordinate, int64, (dim,)
 ) -> Tensor:  # 0 to product of levels − 1, int64, (...)
-    "One number for all digits, the first digit fastest."
+    """One number for all digits, the first digit fastest.
+
+    Args:
+        codes: integers from −⌊L/2⌋ to ⌈L/2⌉ − 1, int64, (..., dim)
+        levels: number of levels of each coordinate, int64, (dim,)
+
+    Returns:
+        0 to product of levels − 1, int64, (...)
+    """
     return ((codes + levels // 2) * _radix(levels)).sum(-1)
 
 # %% ../../nbs/quantizers/05_fsq.ipynb #digits
@@ -98,7 +136,15 @@ def indices_to_codes(
     indices: Tensor,  # 0 to product of levels − 1, int64, (...)
     levels: Tensor,  # number of levels of each coordinate, int64, (dim,)
 ) -> Tensor:  # integers from −⌊L/2⌋ to ⌈L/2⌉ − 1, int64, (..., dim)
-    "The digits of a number."
+    """The digits of a number.
+
+    Args:
+        indices: 0 to product of levels − 1, int64, (...)
+        levels: number of levels of each coordinate, int64, (dim,)
+
+    Returns:
+        integers from −⌊L/2⌋ to ⌈L/2⌉ − 1, int64, (..., dim)
+    """
     return indices.unsqueeze(-1) // _radix(levels) % levels - levels // 2
 
 # %% ../../nbs/quantizers/05_fsq.ipynb #cell-025
@@ -106,12 +152,17 @@ _LARGEST_TABLE = 1 << 24
 
 
 class FiniteScalarQuantizer(BaseQuantizer):
-    "Rounding of bounded coordinates; the codebook is a fixed grid [@mentzer2023finite]."
+    """Rounding of bounded coordinates; the codebook is a fixed grid (Mentzer et al. 2024)."""
 
     def __init__(
         self,
         levels: list[int],  # number of levels of each coordinate; its length is the dimension
     ):
+        """Rounding of bounded coordinates; the codebook is a fixed grid (Mentzer et al. 2024).
+
+        Args:
+            levels: number of levels of each coordinate; its length is the dimension
+        """
         checked = check_levels(levels)
         super().__init__(len(checked), math.prod(checked))
         self.levels = checked
@@ -122,7 +173,15 @@ class FiniteScalarQuantizer(BaseQuantizer):
         z: Tensor,  # latents, (B, *grid, dim)
         mask: Tensor | None = None,  # bool, (B, *grid), true at real positions
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:  # z_q (B, *grid, dim), indices (B, *grid), info without losses
-        "Quantize; there is nothing to learn, so training and evaluation are the same."
+        """Quantize; there is nothing to learn, so training and evaluation are the same.
+
+        Args:
+            z: latents, (B, *grid, dim)
+            mask: bool, (B, *grid), true at real positions
+
+        Returns:
+            z_q (B, *grid, dim), indices (B, *grid), info without losses
+        """
         x, _ = enter(z, self.dim, mask)
         z_q, codes = round_codes(bound(x, self._levels), self._levels)
         return z_q.to(z.dtype), codes_to_indices(codes, self._levels), quantization_info(x, z_q, {})
@@ -131,7 +190,14 @@ class FiniteScalarQuantizer(BaseQuantizer):
         self,
         indices: Tensor,  # integers in 0..codebook_size-1, (B, *grid)
     ) -> Tensor:  # codewords, float32, (B, *grid, dim)
-        "Compute codewords."
+        """Compute codewords.
+
+        Args:
+            indices: integers in 0..codebook_size-1, (B, *grid)
+
+        Returns:
+            codewords, float32, (B, *grid, dim)
+        """
         return codes_to_vectors(indices_to_codes(check_indices(indices, self.codebook_size),
                                                  self._levels), self._levels)
 
@@ -139,6 +205,9 @@ class FiniteScalarQuantizer(BaseQuantizer):
         """All codewords in the order of their indices.
 
         Raises `ValueError` above 2^24 of them, where the table would not fit.
+
+        Returns:
+            (codebook_size, dim), float32
         """
         if self.codebook_size > _LARGEST_TABLE:
             raise ValueError(f"get_codebook would make {self.codebook_size} codewords, more than "
@@ -156,5 +225,11 @@ class FiniteScalarQuantizer(BaseQuantizer):
         data: Tensor | None = None,  # not used
         generator: torch.Generator | None = None,  # not used
     ) -> None:
-        "There is nothing to initialize: raises `TypeError`."
+        """There is nothing to initialize: raises `TypeError`.
+
+        Args:
+            initializer: not used
+            data: not used
+            generator: not used
+        """
         self.set_codebook(None)

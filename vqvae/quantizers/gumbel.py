@@ -36,6 +36,12 @@ class DistanceLogits(Component):
         self,
         scale: float = 1.0,  # τ₀, in units of a squared distance: small for decided choices
     ):
+        """Minus the squared distance to each code, divided by `scale`, up to a constant per
+        position.
+
+        Args:
+            scale: τ₀, in units of a squared distance: small for decided choices
+        """
         super().__init__()
         self.scale = check_positive(scale, "scale")
 
@@ -44,7 +50,15 @@ class DistanceLogits(Component):
         z: Tensor,  # latents, (..., dim)
         codebook: Tensor,  # codewords, (codebook_size, dim)
     ) -> Tensor:  # logits, (..., codebook_size)
-        "How much each latent favours each code."
+        """How much each latent favours each code.
+
+        Args:
+            z: latents, (..., dim)
+            codebook: codewords, (codebook_size, dim)
+
+        Returns:
+            logits, (..., codebook_size)
+        """
         center = codebook.detach().mean(0)
         codes = codebook - center
         return (2 * (z - center) @ codes.T - codes.square().sum(1)) / self.scale
@@ -52,7 +66,8 @@ class DistanceLogits(Component):
 # %% ../../nbs/quantizers/06_gumbel.ipynb #cell-008
 class LinearLogits(Component):
     """A learned linear map from latents to logits; the codewords take no part
-    [@jang2016categorical]."""
+    (Jang et al. 2017).
+    """
 
     def __init__(
         self,
@@ -60,6 +75,14 @@ class LinearLogits(Component):
         codebook_size: int,  # number of codes, n
         seed: int = 0,  # of the initial weights
     ):
+        """A learned linear map from latents to logits; the codewords take no part (Jang et al.
+        2017).
+
+        Args:
+            dim: size of the last axis of the latents
+            codebook_size: number of codes, n
+            seed: of the initial weights
+        """
         super().__init__()
         self.dim = int(check_positive(dim, "dim"))
         with seeded(seed):
@@ -70,7 +93,15 @@ class LinearLogits(Component):
         z: Tensor,  # latents, (..., dim)
         codebook: Tensor,  # not used
     ) -> Tensor:  # logits, (..., codebook_size)
-        "How much each latent favours each code."
+        """How much each latent favours each code.
+
+        Args:
+            z: latents, (..., dim)
+            codebook: not used
+
+        Returns:
+            logits, (..., codebook_size)
+        """
         check_last_dim(z, self.dim, "z")
         return F.linear(z, self.linear.weight.to(z.dtype), self.linear.bias.to(z.dtype))
 
@@ -79,7 +110,15 @@ def gumbel_noise(
     like: Tensor,  # shape, dtype and device of the noise
     generator: torch.Generator,  # source of randomness
 ) -> Tensor:  # standard Gumbel numbers
-    "Minus the logarithm of exponential numbers."
+    """Minus the logarithm of exponential numbers.
+
+    Args:
+        like: shape, dtype and device of the noise
+        generator: source of randomness
+
+    Returns:
+        standard Gumbel numbers
+    """
     return (
         -torch.empty_like(like, memory_format=torch.contiguous_format)
         .exponential_(generator=generator)
@@ -88,7 +127,7 @@ def gumbel_noise(
 
 # %% ../../nbs/quantizers/06_gumbel.ipynb #cell-014
 class ExponentialTemperature(Component):
-    "From `start` to `end` by a constant factor per step, then constant [@jang2016categorical]."
+    """From `start` to `end` by a constant factor per step, then constant (Jang et al. 2017)."""
 
     def __init__(
         self,
@@ -96,6 +135,13 @@ class ExponentialTemperature(Component):
         end: float,  # temperature from step `steps` on
         steps: int,  # training steps in between
     ):
+        """From `start` to `end` by a constant factor per step, then constant (Jang et al. 2017).
+
+        Args:
+            start: temperature at step 0
+            end: temperature from step `steps` on
+            steps: training steps in between
+        """
         super().__init__()
         self.start, self.end = check_positive(start, "start"), check_positive(end, "end")
         self.steps = int(check_positive(steps, "steps"))
@@ -104,7 +150,14 @@ class ExponentialTemperature(Component):
         self,
         step: int,  # training steps so far
     ) -> float:  # temperature
-        "The temperature at a step."
+        """The temperature at a step.
+
+        Args:
+            step: training steps so far
+
+        Returns:
+            temperature
+        """
         return self.start * (self.end / self.start) ** min(step / self.steps, 1.0)
 
 # %% ../../nbs/quantizers/06_gumbel.ipynb #cell-017
@@ -115,7 +168,17 @@ def draw_codewords(
     hard: bool = True,  # codewords, or their mixture
 ) -> tuple[Tensor, Tensor]:  # z_q (..., dim), indices int64 (...)
     """Codewords of the highest scores with the gradient of the mixture, or the mixture
-    [@jang2016categorical, section 2.2]."""
+    (Jang et al. 2017, section 2.2).
+
+    Args:
+        scores: logits with noise in training, without in evaluation, (..., codebook_size)
+        codebook: codewords, (codebook_size, dim)
+        temperature: τ
+        hard: codewords, or their mixture
+
+    Returns:
+        z_q (..., dim), indices int64 (...)
+    """
     indices, y = scores.argmax(-1), (scores / temperature).softmax(-1)
     if not hard: return y @ codebook, indices
     return graft_gradient(F.embedding(indices, codebook), y @ codebook.detach()), indices
@@ -124,7 +187,14 @@ def draw_codewords(
 def kl_to_uniform(
     logits: Tensor,  # (..., codebook_size)
 ) -> Tensor:  # nats, at least 0, (...)
-    "Divergence of softmax(logits) from the uniform distribution, summed over codes."
+    """Divergence of softmax(logits) from the uniform distribution, summed over codes.
+
+    Args:
+        logits: (..., codebook_size)
+
+    Returns:
+        nats, at least 0, (...)
+    """
     log_p = logits.log_softmax(-1)
     return (log_p.exp() * (log_p + math.log(logits.shape[-1]))).sum(-1).clamp_min(0.0)
 
@@ -134,7 +204,8 @@ def _rank() -> int: return dist.get_rank() if dist.is_available() and dist.is_in
 
 class GumbelSoftmaxQuantizer(BaseQuantizer):
     """Codes drawn from a distribution in training, the likeliest code in evaluation
-    [@jang2016categorical; @maddison2016concrete]."""
+    (Jang et al. 2017; Maddison et al. 2017).
+    """
 
     def __init__(
         self,
@@ -149,6 +220,18 @@ class GumbelSoftmaxQuantizer(BaseQuantizer):
         hard: bool = True,  # codewords in training; False: mixtures of them
         seed: int = 0,  # of the uniform start and of the noise
     ):
+        """Codes drawn from a distribution in training, the likeliest code in evaluation (Jang et
+        al. 2017; Maddison et al. 2017).
+
+        Args:
+            dim: size of the last axis of the latents
+            codebook_size: number of codewords, n
+            init_codebook: starting codewords (n, dim); uniform in ±1/n when left out
+            logits: (z, codebook) -> logits (..., n); `DistanceLogits()` when left out
+            temperature: τ, or τ as a function of the training step
+            hard: codewords in training; False: mixtures of them
+            seed: of the uniform start and of the noise
+        """
         super().__init__(dim, codebook_size)
         if init_codebook is None:
             init_codebook = uniform_init(codebook_size, dim,
@@ -179,7 +262,15 @@ class GumbelSoftmaxQuantizer(BaseQuantizer):
         mask: Tensor | None = None,  # bool, (B, *grid), true at real positions
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:  # z_q (B, *grid, dim), indices (B, *grid), info with the loss kl in nats
         """Draw codes in training, and count the step; take the likeliest in evaluation, without
-        noise."""
+        noise.
+
+        Args:
+            z: latents, (B, *grid, dim)
+            mask: bool, (B, *grid), true at real positions
+
+        Returns:
+            z_q (B, *grid, dim), indices (B, *grid), info with the loss kl in nats
+        """
         x, mask = enter(z, self.dim, mask)
         temperature = self.current_temperature()
         with torch.autocast(x.device.type, enabled=False):

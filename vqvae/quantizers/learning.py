@@ -15,7 +15,9 @@ from .base import commitment_loss, masked_mean
 
 # %% ../../nbs/quantizers/03_learning.ipynb #cell-006
 class LossLearning(Component):
-    "The codebook is a parameter, trained by the codebook loss [@vandenoord2017neural, equation 3]."
+    """The codebook is a parameter, trained by the codebook loss (van den Oord et al. 2017,
+    equation 3).
+    """
     by_gradient = True
 
     def attach(self, codebook: Tensor) -> None: "Nothing to prepare."
@@ -26,7 +28,16 @@ class LossLearning(Component):
         q: Tensor,  # their codewords, same shape, with gradient to the codebook
         mask: Tensor | None = None,  # bool, (B, *grid), true at real positions
     ) -> dict[str, Tensor]:  # codebook and commitment, scalars
-        "Unweighted loss terms."
+        """Unweighted loss terms.
+
+        Args:
+            z: latents, (B, *grid, dim)
+            q: their codewords, same shape, with gradient to the codebook
+            mask: bool, (B, *grid), true at real positions
+
+        Returns:
+            codebook and commitment, scalars
+        """
         return {"codebook": masked_mean((z.detach() - q).square(), mask),
                 "commitment": commitment_loss(z, q, mask)}
 
@@ -60,8 +71,9 @@ def _rows_of_all_ranks(x: Tensor) -> Tensor:
 
 # %% ../../nbs/quantizers/03_learning.ipynb #cell-011
 class EMALearning(Component):
-    """The codebook is a buffer that follows the mean of its latents [@vandenoord2017neural,
-    appendix A.1]."""
+    """The codebook is a buffer that follows the mean of its latents (van den Oord et al. 2017,
+    appendix A.1).
+    """
     by_gradient = False
 
     def __init__(
@@ -70,6 +82,14 @@ class EMALearning(Component):
         epsilon: float = 1e-5,  # Laplace smoothing of the counts; 0 switches it off
         every: int = 1,  # training batches accumulated for one update
     ):
+        """The codebook is a buffer that follows the mean of its latents (van den Oord et al. 2017,
+        appendix A.1).
+
+        Args:
+            decay: γ, in [0, 1)
+            epsilon: Laplace smoothing of the counts; 0 switches it off
+            every: training batches accumulated for one update
+        """
         super().__init__()
         if not 0 <= decay < 1: raise ValueError(f"decay must lie in [0, 1), got {decay}")
         if epsilon < 0: raise ValueError(f"epsilon must not be negative, got {epsilon}")
@@ -97,7 +117,13 @@ class EMALearning(Component):
         z: Tensor,  # latents of one batch, (N, dim)
         indices: Tensor,  # their codes, int64, (N,)
     ) -> None:
-        "Add a batch to the statistics; after `every` batches, move the codebook."
+        """Add a batch to the statistics; after `every` batches, move the codebook.
+
+        Args:
+            codebook: buffer to move, (codebook_size, dim)
+            z: latents of one batch, (N, dim)
+            indices: their codes, int64, (N,)
+        """
         total = torch.zeros_like(self.new_total).index_add_(0, indices, z.to(self.new_total.dtype))
         self.new_count += _sum_over_ranks(torch.bincount(indices, minlength=len(codebook)))
         self.new_total += _sum_over_ranks(total)
@@ -125,13 +151,21 @@ class EMALearning(Component):
 # %% ../../nbs/quantizers/03_learning.ipynb #cell-019
 class Revival(Component):
     """Move codes that were idle for many steps onto latents of the current batch, as in
-    [@razavi2019generating]."""
+    (Razavi et al. 2019).
+    """
 
     def __init__(
         self,
         after: int = 100,  # training steps without being chosen after which a code is dead
         seed: int = 0,  # which latents are taken
     ):
+        """Move codes that were idle for many steps onto latents of the current batch, as in
+        (Razavi et al. 2019).
+
+        Args:
+            after: training steps without being chosen after which a code is dead
+            seed: which latents are taken
+        """
         super().__init__()
         self.after, self.seed = int(check_positive(after, "after")), seed
         self.register_buffer("step", torch.tensor(0))
@@ -149,7 +183,16 @@ class Revival(Component):
         z: Tensor,  # latents of one batch, (N, dim)
         indices: Tensor,  # their codes, (N,)
     ) -> Tensor:  # which codes were revived, bool, (codebook_size,)
-        "Count idle steps and replace codes that reached the limit."
+        """Count idle steps and replace codes that reached the limit.
+
+        Args:
+            codebook: (codebook_size, dim), changed in place
+            z: latents of one batch, (N, dim)
+            indices: their codes, (N,)
+
+        Returns:
+            which codes were revived, bool, (codebook_size,)
+        """
         used = _sum_over_ranks(torch.bincount(indices, minlength=len(codebook))) > 0
         self.idle.add_(1)[used] = 0
         self.step += 1

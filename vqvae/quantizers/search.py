@@ -96,6 +96,13 @@ def nearest_codes(
     """Exact nearest codewords in bounded memory, ties to the lowest index.
 
     Raises `ValueError` for shapes that do not fit, NaN, empty input.
+
+    Args:
+        z: vectors, (..., dim)
+        codebook: codewords, (codebook_size, dim)
+
+    Returns:
+        index of the nearest codeword in squared Euclidean distance, int64, (...)
     """
     if codebook.ndim != 2:
         raise ValueError("codebook must be (codebook_size, dim), got shape "

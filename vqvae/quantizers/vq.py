@@ -22,7 +22,7 @@ from .search import nearest_codes
 
 # %% ../../nbs/quantizers/04_vq.ipynb #cell-005
 class VectorQuantizer(BaseQuantizer):
-    "Nearest of `codebook_size` learned codewords [@vandenoord2017neural]."
+    """Nearest of `codebook_size` learned codewords (van den Oord et al. 2017)."""
 
     def __init__(
         self,
@@ -37,6 +37,17 @@ class VectorQuantizer(BaseQuantizer):
         revival: Revival | None = None,  # what happens to dead codes; nothing when left out
         seed: int = 0,  # of the uniform start
     ):
+        """Nearest of `codebook_size` learned codewords (van den Oord et al. 2017).
+
+        Args:
+            dim: size of the last axis of the latents
+            codebook_size: number of codewords, n
+            init_codebook: starting codewords (n, dim); uniform in ±1/n when left out
+            estimator: (z, q) -> z_q, decides the gradient
+            learning: how codewords move; by loss when left out
+            revival: what happens to dead codes; nothing when left out
+            seed: of the uniform start
+        """
         super().__init__(dim, codebook_size)
         self.estimator, self.learning, self.revival = estimator, learning or LossLearning(), revival
         if init_codebook is None:
@@ -64,7 +75,15 @@ class VectorQuantizer(BaseQuantizer):
         z: Tensor,  # latents, (B, *grid, dim)
         mask: Tensor | None = None,  # bool, (B, *grid), true at real positions
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:  # z_q (B, *grid, dim), indices (B, *grid), info
-        "Quantize; in training, also move the codewords as the learning rule says."
+        """Quantize; in training, also move the codewords as the learning rule says.
+
+        Args:
+            z: latents, (B, *grid, dim)
+            mask: bool, (B, *grid), true at real positions
+
+        Returns:
+            z_q (B, *grid, dim), indices (B, *grid), info
+        """
         x, mask = enter(z, self.dim, mask)
         indices = nearest_codes(x, self.codebook)
         q = F.embedding(indices, self.codebook).to(x.dtype)
@@ -85,7 +104,7 @@ class VectorQuantizer(BaseQuantizer):
 
 # %% ../../nbs/quantizers/04_vq.ipynb #cell-013
 class RotationVectorQuantizer(VectorQuantizer):
-    "Vector quantization with the rotation trick as its gradient [@fifty2024restructuring]."
+    """Vector quantization with the rotation trick as its gradient (Fifty et al. 2025)."""
 
     def __init__(
         self,
@@ -98,6 +117,16 @@ class RotationVectorQuantizer(VectorQuantizer):
         revival: Revival | None = None,  # what happens to dead codes
         seed: int = 0,  # of the uniform start
     ):
+        """Vector quantization with the rotation trick as its gradient (Fifty et al. 2025).
+
+        Args:
+            dim: size of the last axis of the latents
+            codebook_size: number of codewords, n
+            init_codebook: starting codewords (n, dim); uniform in ±1/n when left out
+            learning: how codewords move; by loss when left out
+            revival: what happens to dead codes
+            seed: of the uniform start
+        """
         super().__init__(dim, codebook_size, init_codebook, rotation, learning, revival, seed)
 
 # %% ../../nbs/quantizers/04_vq.ipynb #projection
@@ -115,4 +144,14 @@ class ProjectionVectorQuantizer(VectorQuantizer):
         revival: Revival | None = None,  # what happens to dead codes
         seed: int = 0,  # of the uniform start
     ):
+        """Vector quantization whose gradient is projected onto the line from latent to codeword.
+
+        Args:
+            dim: size of the last axis of the latents
+            codebook_size: number of codewords, n
+            init_codebook: starting codewords (n, dim); uniform in ±1/n when left out
+            learning: how codewords move; by loss when left out
+            revival: what happens to dead codes
+            seed: of the uniform start
+        """
         super().__init__(dim, codebook_size, init_codebook, projection, learning, revival, seed)

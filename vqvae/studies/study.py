@@ -64,7 +64,17 @@ def _check_grid(grid: Sequence[dict[str, Any]]) -> None:
 # %% ../../nbs/studies/00_study.ipynb #cell-006
 @dataclass(frozen=True)
 class Study:
-    "A question that is answered by measuring every configuration with every seed."
+    """A question that is answered by measuring every configuration with every seed.
+
+    Attributes:
+        name: letters, digits, hyphens: names the folder of results
+        question: one sentence
+        measure: (seed=..., **configuration) -> named numbers; a top-level function
+        grid: configurations: plain values under the names of `measure`'s arguments
+        seeds: every configuration is measured once per seed
+        summarize: rows -> the table that answers
+        draw: rows -> the figure that answers
+    """
     name: str  # letters, digits, hyphens: names the folder of results
     question: str  # one sentence
     # (seed=..., **configuration) -> named numbers; a top-level function
@@ -252,7 +262,14 @@ def _walk(reach: _Reach, function: Callable) -> str:
 def code_fingerprint(
     function: Callable,  # usually a study's `measure`
 ) -> str:  # 16 hexadecimal digits, the same in every process of one Python version
-    "Hash of the code and the constants that a function reaches outside of installed packages."
+    """Hash of the code and the constants that a function reaches outside of installed packages.
+
+    Args:
+        function: usually a study's `measure`
+
+    Returns:
+        16 hexadecimal digits, the same in every process of one Python version
+    """
     return _walk(_Reach(_home(function)), function)
 
 
@@ -260,7 +277,15 @@ def row_key(
     configuration: dict[str, Any],  # plain values
     code: str,  # fingerprint of the code
 ) -> str:  # 32 hexadecimal digits
-    "Name of a row by content: the same configuration under the same code has the same key."
+    """Name of a row by content: the same configuration under the same code has the same key.
+
+    Args:
+        configuration: plain values
+        code: fingerprint of the code
+
+    Returns:
+        32 hexadecimal digits
+    """
     return hashlib.sha256(json.dumps([configuration, code],
                                      sort_keys=True).encode()).hexdigest()[:32]
 
@@ -296,7 +321,16 @@ class Results:
         versions: dict[str, str],  # of what ran
     ) -> None:
         """Keep one row, at once and whole; it takes the place of a failed one, never of a finished
-        one."""
+        one.
+
+        Args:
+            key: what `row_key` gave
+            configuration: plain values
+            result: named numbers; None for a failed row
+            error: traceback of a failed row
+            seconds: how long it took
+            versions: of what ran
+        """
         row = (key, json.dumps(configuration), json.dumps(result), error, seconds,
                json.dumps(versions))
         with self._connect() as base:
@@ -477,6 +511,17 @@ def run_study(
     """Measure what is missing and return all rows.
 
     Interrupted runs continue; failed rows do not stop the others.
+
+    Args:
+        study: what to measure
+        folder: results go to folder/name/results.sqlite
+        jobs: processes; -1 for one per core
+        progress: whether to show a progress bar
+        scheduler: dask scheduler, as in tcp://host:port: its workers instead of `jobs`
+            processes here
+
+    Returns:
+        one row per configuration and seed: configuration, results, seconds, error, versions
     """
     results, keyed = Results(Path(folder) / study.name / "results.sqlite"), _keyed(study)
     done = results.finished() & keyed.keys()
@@ -499,7 +544,15 @@ def stored_rows(
     study: Study,  # whose rows
     folder: str | Path = "studies",  # where `run_study` put them
 ) -> pd.DataFrame:  # as `run_study` returns them; fewer, or none, when they are not measured yet
-    "The rows that a study has under its present code, without measuring anything."
+    """The rows that a study has under its present code, without measuring anything.
+
+    Args:
+        study: whose rows
+        folder: where `run_study` put them
+
+    Returns:
+        as `run_study` returns them; fewer, or none, when they are not measured yet
+    """
     path = Path(folder) / study.name / "results.sqlite"
     if not path.exists(): return pd.DataFrame(columns=["seconds", "error", *_versions()])
     return Results(path).frame(_keyed(study))
@@ -511,6 +564,12 @@ def mean_interval(
     """Mean and half-width of Student's 95 % confidence interval.
 
     Raises `ValueError` without a value.
+
+    Args:
+        values: one number per seed
+
+    Returns:
+        mean, half-width of the 95 % interval (NaN for a single value)
     """
     values = np.asarray(list(values), dtype=float)
     if len(values) == 0: raise ValueError("values is empty: an interval needs a value")
@@ -524,7 +583,17 @@ def summarize_rows(
     by: list[str],  # columns of the configuration
     values: list[str],  # columns of results
 ) -> pd.DataFrame:  # one row per configuration in order of appearance: mean and `± value` for each, number of seeds
-    "Mean and 95 % interval over the seeds of each configuration; failed rows are left out."
+    """Mean and 95 % interval over the seeds of each configuration; failed rows are left out.
+
+    Args:
+        rows: what `run_study` or `load_rows` returned
+        by: columns of the configuration
+        values: columns of results
+
+    Returns:
+        one row per configuration in order of appearance: mean and `± value` for each, number of
+            seeds
+    """
     table = []
     finished = rows[rows.error.isna()] if "error" in rows else rows
     for configuration, group in finished.groupby(by, sort=False,
@@ -550,7 +619,13 @@ def save_rows(
     path: str | Path,  # a .csv file
     command: str,  # what recomputes it
 ) -> None:
-    "Write the finished rows as CSV under a heading of comments; whole or not at all."
+    """Write the finished rows as CSV under a heading of comments; whole or not at all.
+
+    Args:
+        rows: what `run_study` returned
+        path: a .csv file
+        command: what recomputes it
+    """
     rows = rows[rows.error.isna()] if "error" in rows else rows
     made = {name: rows[name].unique() if name in rows else [value]
             for name, value in _versions().items()}
@@ -566,7 +641,14 @@ def save_rows(
 def load_rows(
     path: str | Path,  # a file that `save_rows` wrote
 ) -> pd.DataFrame:  # the rows; the heading is in `attrs`
-    "Read stored rows."
+    """Read stored rows.
+
+    Args:
+        path: a file that `save_rows` wrote
+
+    Returns:
+        the rows; the heading is in `attrs`
+    """
     heading, text = re.fullmatch(r"((?:# [^\n]*\n)*)(.*)", Path(path).read_text("utf-8"),
                                  re.DOTALL).groups()
     rows = _from_csv(text)
@@ -591,7 +673,17 @@ def compare_rows(
     by: list[str],  # columns of the configuration
 ) -> pd.DataFrame:  # configuration, result, committed, ±, measured, verdict; one row per configuration and result
     """Verdicts on recomputed means: inside, moved, not judged, only committed, only measured;
-    `ValueError` without `by`."""
+    `ValueError` without `by`.
+
+    Args:
+        rows: what `run_study` returned
+        committed: what `load_rows` returned
+        by: columns of the configuration
+
+    Returns:
+        configuration, result, committed, ±, measured, verdict; one row per configuration and
+            result
+    """
     if absent := [name for name in by if name not in committed]:
         raise ValueError(f"the committed rows must have the columns {', '.join(by)}, and lack "
                          f"{', '.join(absent)}")
@@ -642,7 +734,11 @@ def _study_file(path: Path) -> ModuleType:
 def find_study(
     name: str,  # one of `study_names()`, or the path of a Python file
 ) -> Study:
-    "The one study that a module holds; raises `ValueError` when there is none or more than one."
+    """The one study that a module holds; raises `ValueError` when there is none or more than one.
+
+    Args:
+        name: one of `study_names()`, or the path of a Python file
+    """
     if name.endswith(".py"): module = _study_file(Path(name).resolve())
     elif name in study_names():
         module = importlib.import_module(f"vqvae.studies.{name.replace('-', '_')}")

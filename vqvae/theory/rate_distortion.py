@@ -38,7 +38,15 @@ def gaussian_distortion(
     """The least mean squared error of a Gaussian variable at `rate` bits.
 
     Raises `ValueError` for negative values and NaN. Source: Cover and Thomas 2006, theorem
-    10.3.2."""
+    10.3.2.
+
+    Args:
+        rate: R, bits per sample, any shape
+        variance: σ², broadcasts with `rate`
+
+    Returns:
+        D(R), squared error per sample, float64
+    """
     return _nonnegative(variance, "variance",
                         finite=True) * torch.exp2(-2 * _nonnegative(rate, "rate"))
 
@@ -51,7 +59,15 @@ def gaussian_rate(
     where that is 0.
 
     Raises `ValueError` for negative values and NaN. Source: Cover and Thomas 2006, theorem
-    10.3.2."""
+    10.3.2.
+
+    Args:
+        distortion: D, squared error per sample, any shape
+        variance: σ², broadcasts with `distortion`
+
+    Returns:
+        R(D), bits per sample, float64
+    """
     distortion, variance = (
         _nonnegative(distortion, "distortion"),
         _nonnegative(variance, "variance", finite=True),
@@ -71,7 +87,15 @@ def water_level(
 
     Exact: by sorting, without iteration. Leading axes of `variances` broadcast with `rate`.
     Raises `ValueError` for negative values, NaN, infinite variances. Source: Cover and Thomas
-    2006, theorem 10.3.3."""
+    2006, theorem 10.3.3.
+
+    Args:
+        variances: λ, eigenvalues of the covariance in any order, (..., k)
+        rate: R, total bits for the whole vector, (...) or a number
+
+    Returns:
+        θ, the squared error of every component that gets bits, (...), float64
+    """
     ordered = _spectrum(variances).sort(-1, descending=True).values
     rate = _nonnegative(rate, "rate").to(ordered.device)[..., None]
     count = torch.arange(1, ordered.shape[-1] + 1, dtype=ordered.dtype, device=ordered.device)
@@ -102,7 +126,13 @@ def _spectrum(
 # %% ../../nbs/theory/01_rate_distortion.ipynb #cell-015
 class WaterFilling(NamedTuple):
     """The optimal description of a Gaussian vector, component by component, in the order the
-    variances were given."""
+    variances were given.
+
+    Attributes:
+        level: θ, (...)
+        rates: bits of each component, (..., k)
+        distortions: squared error of each component, (..., k)
+    """
     level: Tensor  # θ, (...)
     rates: Tensor  # bits of each component, (..., k)
     distortions: Tensor  # squared error of each component, (..., k)
@@ -132,7 +162,15 @@ def water_filling(
     is D(R) per dimension.
 
     A variance of 0 gets no bits at any rate; an infinite rate leaves no distortion. Raises like
-    `water_level`."""
+    `water_level`.
+
+    Args:
+        variances: λ, eigenvalues of the covariance in any order, (..., k)
+        rate: R, total bits for the whole vector, (...) or a number
+
+    Returns:
+        level (...), rates (..., k), distortions (..., k), float64
+    """
     return _fill(_spectrum(variances), water_level(variances, rate))
 
 # %% ../../nbs/theory/01_rate_distortion.ipynb #cell-024
@@ -144,8 +182,17 @@ def water_level_from_distortion(
     """The water level at which the mean error is `distortion`; the largest variance when that
     needs no bits.
 
-    Exact: by sorting, without iteration. Leading axes of `variances` broadcast with `distortion`.
-    Raises `ValueError` for negative values, NaN, infinite variances."""
+    Exact: by sorting, without iteration. Leading axes of `variances` broadcast with
+    `distortion`.
+    Raises `ValueError` for negative values, NaN, infinite variances.
+
+    Args:
+        variances: λ, eigenvalues of the covariance in any order, (..., k)
+        distortion: D, squared error per dimension (the mean over components), (...) or a number
+
+    Returns:
+        θ, (...), float64
+    """
     ordered = _spectrum(variances).sort(-1).values
     k = ordered.shape[-1]
     total = k * _nonnegative(distortion, "distortion").to(ordered.device)[..., None]
@@ -169,5 +216,13 @@ def water_filling_from_distortion(
     D).total_rate` is R(D) in bits.
 
     A distortion above the mean variance costs no bits and is not used up. Raises like
-    `water_level_from_distortion`."""
+    `water_level_from_distortion`.
+
+    Args:
+        variances: λ, eigenvalues of the covariance in any order, (..., k)
+        distortion: D, squared error per dimension, (...) or a number
+
+    Returns:
+        level (...), rates (..., k), distortions (..., k), float64
+    """
     return _fill(_spectrum(variances), water_level_from_distortion(variances, distortion))

@@ -21,14 +21,28 @@ from .rate_distortion import _nonnegative, _spectrum
 def gaussian_entropy(
     variance: Tensor | float = 1.0,  # σ², any shape
 ) -> Tensor:  # h, bits, float64; -inf where the variance is 0
-    "Differential entropy of a Gaussian. Source: Cover and Thomas 2006, example 8.1.2."
+    """Differential entropy of a Gaussian. Source: Cover and Thomas 2006, example 8.1.2.
+
+    Args:
+        variance: σ², any shape
+
+    Returns:
+        h, bits, float64; -inf where the variance is 0
+    """
     return 0.5 * torch.log2(2 * math.pi * math.e * _nonnegative(variance, "variance", finite=True))
 
 
 def laplace_entropy(
     variance: Tensor | float = 1.0,  # σ² = 2b² for the density exp(-|x|/b) / 2b, any shape
 ) -> Tensor:  # h, bits, float64; -inf where the variance is 0
-    "Differential entropy of a Laplace density: log₂(2eb)."
+    """Differential entropy of a Laplace density: log₂(2eb).
+
+    Args:
+        variance: σ² = 2b² for the density exp(-|x|/b) / 2b, any shape
+
+    Returns:
+        h, bits, float64; -inf where the variance is 0
+    """
     return 0.5 * torch.log2(2 * math.e**2 * _nonnegative(variance, "variance", finite=True))
 
 
@@ -38,6 +52,12 @@ def uniform_entropy(
     """Differential entropy of a uniform density: log₂ a.
 
     Source: Cover and Thomas 2006, example 8.1.1.
+
+    Args:
+        variance: σ² = a²/12 for an interval of length a, any shape
+
+    Returns:
+        h, bits, float64; -inf where the variance is 0
     """
     return 0.5 * torch.log2(12 * _nonnegative(variance, "variance", finite=True))
 
@@ -52,7 +72,17 @@ def differential_entropy(
     """Differential entropy of a one-dimensional density, by adaptive quadrature.
 
     Raises `ValueError` where `density` is negative or NaN, and when its integral is not 1
-    within 1e-6."""
+    within 1e-6.
+
+    Args:
+        density: p(x) for float64 numbers x
+        low: where the support begins
+        high: where it ends
+        breaks: kinks, jumps and narrow peaks in between: integrated piece by piece
+
+    Returns:
+        h, bits, float64
+    """
     def at(x: float) -> float:
         value = float(density(torch.tensor(x, dtype=torch.float64)))
         if not value >= 0:
@@ -89,8 +119,18 @@ def shannon_rate(
     """Shannon's lower bound on R(D) for squared error, 0 where it is negative; infinite at
     distortion 0.
 
-    A constant (entropy -inf) needs no bits. Raises `ValueError` for a negative distortion and NaN.
-    Source: Cover and Thomas 2006, problem 10.8; Linder and Zamir 1994."""
+    A constant (entropy -inf) needs no bits. Raises `ValueError` for a negative distortion and
+    NaN.
+    Source: Cover and Thomas 2006, problem 10.8; Linder and Zamir 1994.
+
+    Args:
+        distortion: D, squared error per dimension, any shape
+        entropy: h(X), bits for the whole vector, broadcasts with `distortion`
+        dim: k, dimensions of the vector
+
+    Returns:
+        at least so many bits for the whole vector, float64
+    """
     distortion, entropy = torch.broadcast_tensors(_nonnegative(distortion, "distortion"),
                                                   _entropy(entropy, dim))
     bits = entropy - 0.5 * dim * torch.log2(2 * math.pi * math.e * distortion)
@@ -105,6 +145,14 @@ def shannon_distortion(
     """Shannon's lower bound on D(R) for squared error: `shannon_rate` turned around.
 
     Raises `ValueError` like it.
+
+    Args:
+        rate: R, bits for the whole vector, any shape
+        entropy: h(X), bits for the whole vector, broadcasts with `rate`
+        dim: k, dimensions of the vector
+
+    Returns:
+        at least so much squared error per dimension, float64
     """
     rate, entropy = _nonnegative(rate, "rate"), _entropy(entropy, dim)
     return torch.exp2(2 * (entropy - rate) / dim) / (2 * math.pi * math.e)
@@ -120,7 +168,16 @@ def mismatched_gaussian_rate(
 
     Infinite where no number of codes suffices: distortion 0, or v = 0 below the variance.
     Raises `ValueError` for negative values, NaN and infinite variances.
-    Source: Dembo and Kontoyiannis 2002; Lapidoth 1997."""
+    Source: Dembo and Kontoyiannis 2002; Lapidoth 1997.
+
+    Args:
+        distortion: D, squared error per sample, any shape
+        variance: σ² of the source, broadcasts
+        codebook_variance: v of the entries of the codes, broadcasts
+
+    Returns:
+        bits per sample, float64
+    """
     D, variance, v = torch.broadcast_tensors(_nonnegative(distortion, "distortion"),
         _nonnegative(variance, "variance", finite=True),
         _nonnegative(codebook_variance, "codebook_variance", finite=True))
@@ -139,8 +196,18 @@ def mismatched_gaussian_distortion(
 ) -> Tensor:  # D, squared error per dimension, (...), float64
     """Distortion that random codes from N(0, diag v) reach at `rate`, on long blocks of vectors.
 
-    Equals D(R) for v = (λ - θ)₊. Raises `ValueError` for negative values, NaN, infinite variances.
-    Source: Dembo and Kontoyiannis 2002."""
+    Equals D(R) for v = (λ - θ)₊. Raises `ValueError` for negative values, NaN, infinite
+    variances.
+    Source: Dembo and Kontoyiannis 2002.
+
+    Args:
+        variances: λ, variances of the source along some axes, (..., k)
+        codebook_variances: v, variances of the codes along the same axes, (..., k) or (..., 1)
+        rate: R, bits for the whole vector, (...) or a number
+
+    Returns:
+        D, squared error per dimension, (...), float64
+    """
     source = _spectrum(variances)
     source, codes = torch.broadcast_tensors(source,
                                             _code_variances(codebook_variances, source.shape[-1]))

@@ -20,7 +20,15 @@ DEFAULT_WEIGHTS = {"codebook": 1.0, "commitment": 0.25, "kl": 5e-4}
 def check_weights(
     weights: Mapping[str, float] | None,  # by term
 ) -> dict[str, float]:  # a copy
-    "Raise `ValueError` or `TypeError` unless every weight is a finite number that is not negative."
+    """Raise `ValueError` or `TypeError` unless every weight is a finite number that is not
+    negative.
+
+    Args:
+        weights: by term
+
+    Returns:
+        a copy
+    """
     for name, weight in (weights or {}).items():
         if isinstance(weight, bool) or not isinstance(weight, (int, float)):
             raise TypeError(f"weights[{name!r}] must be a number, got {type(weight).__name__}")
@@ -36,10 +44,19 @@ def vqvae_loss(
     x: Tensor,  # the samples, (B, *sample)
     weights: Mapping[str, float] | None = None,  # by term, instead of those in DEFAULT_WEIGHTS
 ) -> tuple[Tensor, dict[str, Tensor]]:  # weighted total, and the unweighted terms by name
-    """The training loss and its terms [@vandenoord2017neural, equation 3].
+    """The training loss and its terms (van den Oord et al. 2017, equation 3).
 
     Raises `ValueError` for unlike shapes, an unknown name, or a weight that is negative or not
-    finite."""
+    finite.
+
+    Args:
+        outputs: of a VQVAE: `x_recon` (B, *sample) and `losses`, named scalar terms
+        x: the samples, (B, *sample)
+        weights: by term, instead of those in DEFAULT_WEIGHTS
+
+    Returns:
+        weighted total, and the unweighted terms by name
+    """
     x_recon = outputs["x_recon"]
     if x_recon.shape != x.shape:
         raise ValueError(f"x_recon must have the shape of x, {tuple(x.shape)}, got "

@@ -429,6 +429,19 @@ class Trainer:
         folder: str | Path | None = None,
         seed: int = 0,  # of the order of the data and of the noise in training steps
     ):
+        """Train a `VQVAE` on any device, at any precision, in any number of processes; stopped, it
+        continues bit for bit.
+
+        Args:
+            model: trained in place; parts to be held still are frozen before
+            optimizer: parameters -> optimizer; AdamW, lr 1e-3, no weight decay
+            schedule: optimizer -> schedule, stepped after every step
+            weights: of the loss terms, see `vqvae_loss`
+            clip_norm: longest gradient, Euclidean norm over all parameters
+            fabric: device, precision, processes; one device, chosen automatically, when left out
+            folder: for checkpoint.pt, metrics.csv and model.safetensors; none when left out
+            seed: of the order of the data and of the noise in training steps
+        """
         if not isinstance(model, VQVAE):
             raise TypeError(f"model must be a VQVAE, got {type(model).__name__}")
         self.clip_norm = math.inf if clip_norm is None else check_positive(clip_norm, "clip_norm")
@@ -483,7 +496,21 @@ class Trainer:
         Raises `FloatingPointError` when a loss or gradient is not finite,
         `KeyboardInterrupt` after Ctrl-C, once a
         checkpoint is written, and `ValueError` for a checkpoint or data that do not
-        continue the run."""
+        continue the run.
+
+        Args:
+            dataset: trained on its training split, validated on its test split if there is one
+            epochs: train until this many epochs are done, counted from the very beginning; or give
+            steps: train until this many steps are done, counted likewise
+            batch_size: samples per step, over all processes together
+            validate_every: epochs between validations; only at the end when left out
+            checkpoint_every: steps between checkpoints; only at the end when left out
+            progress: whether to show a progress bar
+            resume: continue from the folder's checkpoint if there is one
+
+        Returns:
+            rows of split 'train' (averages since the row before) and 'test'
+        """
         plan = _Plan(epochs, steps, batch_size, validate_every, checkpoint_every).check(self.folder)
         _prepare(self, {"batch_size": batch_size, "samples": len(dataset), "seed": self.seed},
                  resume)
@@ -511,7 +538,16 @@ class Trainer:
 
         `samples` counts latents, one per position of the grid. The PSNR's range is the
         dataset's `data_range` if it has one, else the largest minus
-        the smallest value of the split."""
+        the smallest value of the split.
+
+        Args:
+            dataset: any dataset; only its own split is read
+            split: 'train' or 'test'
+            batch_size: samples at a time, over all processes together
+
+        Returns:
+            loss, its terms, everything of CodebookMetrics, mse, psnr (dB)
+        """
         return _measure(self, dataset, split, batch_size)
 
     def save_checkpoint(
@@ -521,6 +557,9 @@ class Trainer:
         """Write the state of the run to one file, whole or not at all.
 
         All processes call it, the first writes.
+
+        Args:
+            path: checkpoint.pt in the folder when left out
         """
         path, state = _checkpoint_path(self, path), _pack(self)
         if self.fabric.is_global_zero:
@@ -536,6 +575,10 @@ class Trainer:
         """Bring the run to where it was.
 
         Raises `ValueError` for a file that does not fit, and then nothing is changed.
+
+        Args:
+            path: checkpoint.pt in the folder when left out
+            order: batch_size, samples and seed that the file must have been made with
         """
         path = _checkpoint_path(self, path)
         state = _read(path)
