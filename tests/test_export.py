@@ -41,7 +41,7 @@ def test_docments_become_google_sections():
     exec(with_docstrings(source), compiled)
     assert compiled["half"](3) == 1.5
     assert inspect.getdoc(compiled["half"]) == (
-        "Divide (Wallace 1991, section 2).\n\nArgs:\n    x: in bits\n"
+        "Divide.\n\nSource: Wallace 1991, section 2.\n\nArgs:\n    x: in bits\n"
         "    by: what to divide by, at least 1\n\nReturns:\n    in bits")
 
 
@@ -49,14 +49,14 @@ def test_tex_survives_and_fields_are_attributes():
     source = r'''class Point(NamedTuple):
     """A $\sigma$."""
     x: float  # in $\mu$'''.replace("\\s", "\\\\s")
-    new = with_docstrings(source)
-    assert ast.get_docstring(ast.parse(new).body[0]) == "A $\\sigma$.\n\nAttributes:\n    x: in $\\mu$"
+    text = ast.get_docstring(ast.parse(with_docstrings(source)).body[0])
+    assert text == "A $\\sigma$.\n\nAttributes:\n    x: in $\\mu$"
 
 
 @pytest.mark.parametrize("source", [
     "def f(x: int): return x",
     "def _f(\n    x: int,  # private\n): return x",
-    "class P(Protocol):\n    def __call__(\n        self,\n        x: int,  # on one line\n    ): ...",
+    "def f(\n    x: int,  # body behind the colon\n): ...",
 ])
 def test_what_has_no_room_for_a_docstring_stays(source): assert with_docstrings(source) == source
 

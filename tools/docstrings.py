@@ -36,13 +36,31 @@ def _authors_and_year(entry: dict) -> str:
     return f"{who} {year}".strip()
 
 
-def cite(text: str) -> str:
-    "Readable text for citation keys: `[@key, section 2]` becomes `(Author 2017, section 2)`."
-    def named(key: re.Match) -> str:
+KEYS = r"\[(@[^\]]*)\]"
+# at the end of a phrase, which is whole without it
+AT_END = rf"(?<! as in)(?<! by)(?<! from)(?<! in)(?<! of)(?<! see)\s+{KEYS}(?=[.,;:)]|\s*$)"
+
+
+def named(keys: str) -> str:
+    "What stands for '@key, section 2; @other'; raises `ValueError` for an unknown key."
+    def text(key: re.Match) -> str:
         if key[1] in references(): return references()[key[1]]
         raise ValueError(f"a docstring cites {key[1]}, which {BIBLIOGRAPHY.name} lacks")
-    return re.sub(r"\[(@[^\]]*)\]",
-                  lambda found: "(" + re.sub(r"@([\w:-]+)", named, found[1]) + ")", text)
+    return " ".join(re.sub(r"@([\w:-]+)", text, keys).split())
+
+
+def cite(text: str) -> str:
+    "Readable text for citation keys: `[@key, section 2]` becomes `(Author 2017, section 2)`."
+    return re.sub(KEYS, lambda found: f"({named(found[1])})", text)
+
+
+def sources_last(text: str) -> str:
+    "A docstring whose first paragraph, which many tools show alone, cites in a line of its own."
+    first, gap, rest = text.partition("\n\n")
+    cited = [named(found[1]) for found in re.finditer(AT_END, first)]
+    if not cited: return text
+    first = textwrap.fill(" ".join(re.sub(AT_END, "", first).split()), WIDTH - 8)
+    return f"{first}{gap}{rest}\n\nSource: {'; '.join(cited)}."
 
 
 # Docments
@@ -95,7 +113,7 @@ def _section(title: str, items: dict[str, str]) -> str:
 def compose(text: str, title: str, notes: dict[str, str]) -> str:
     "A docstring with readable citations and a section per kind of docment."
     text = "\n".join(textwrap.fill(line, WIDTH - 8) if len(line) > WIDTH - 8 else line
-                     for line in cite(text).splitlines())
+                     for line in cite(sources_last(text)).splitlines())
     notes = {name: cite(note) for name, note in notes.items()}
     returns = {"": notes.pop("return")} if "return" in notes else {}
     return (text + _section(title, notes) + _section("Returns", returns)).strip()
@@ -135,7 +153,7 @@ def definitions(body: list[ast.stmt], summary: str = "") -> Iterator[tuple]:
         if node.name.startswith("_") and node.name not in ("__init__", "__call__"): continue
         yield node, summary
         if isinstance(node, ast.ClassDef):
-            first = cite((ast.get_docstring(node) or "").partition("\n\n")[0])
+            first = sources_last(ast.get_docstring(node) or "").partition("\n\n")[0]
             yield from definitions(node.body, textwrap.fill(first, WIDTH - 12))
 
 

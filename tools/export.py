@@ -1,6 +1,6 @@
 """Export the notebooks to the package, as nbdev_export does, and what nbdev does not write.
 
-Docments go into docstrings (tools/docstrings.py), and `vqvae/__init__.py` names what its rooms hold.
+Docments go into docstrings (tools/docstrings.py); `vqvae/__init__.py` names what its rooms hold.
 `python tools/export.py` exports every notebook, `python tools/export.py nbs/x.ipynb …` only these.
 """
 import ast

@@ -52,7 +52,10 @@ def check_parts(encoder: BaseEncoder, quantizer: BaseQuantizer, decoder: BaseDec
 
 # %% ../../nbs/models/01_vqvae.ipynb #cell-008
 class VQVAE(Component):
-    """Composition of encoder, quantizer and decoder (van den Oord et al. 2017)."""
+    """Composition of encoder, quantizer and decoder.
+
+    Source: van den Oord et al. 2017.
+    """
 
     def __init__(
         self,
@@ -60,7 +63,7 @@ class VQVAE(Component):
         quantizer: BaseQuantizer,  # (B, *grid, dim) -> (z_q, indices, info)
         decoder: BaseDecoder,  # (B, *grid, dim) -> (B, *sample)
     ):
-        """Composition of encoder, quantizer and decoder (van den Oord et al. 2017).
+        """Composition of encoder, quantizer and decoder.
 
         Args:
             encoder: (B, *sample) -> (B, *grid, dim)

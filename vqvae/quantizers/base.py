@@ -83,7 +83,9 @@ def commitment_loss(
     mask: Tensor | None = None,  # bool, (B, *grid)
 ) -> Tensor:  # scalar, squared error per element
     r"""Pull the encoder towards the codewords: the mean of $(z - \mathrm{sg}[q])^2$ over elements,
-    no gradient to the codebook (van den Oord et al. 2017).
+    no gradient to the codebook.
+
+    Source: van den Oord et al. 2017.
 
     Args:
         z: latents, (B, *grid, dim)

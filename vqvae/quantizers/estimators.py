@@ -44,7 +44,9 @@ def straight_through(
     z: Tensor,  # latents, (..., dim)
     q: Tensor,  # nearest codewords, (..., dim)
 ) -> Tensor:  # value of q, Jacobian I with respect to z
-    """Copy the gradient from the codeword to the latent (Bengio et al. 2013).
+    """Copy the gradient from the codeword to the latent.
+
+    Source: Bengio et al. 2013.
 
     Args:
         z: latents, (..., dim)
@@ -92,8 +94,9 @@ def rotation(
     z: Tensor,  # latents, (..., dim)
     q: Tensor,  # nearest codewords, (..., dim)
 ) -> Tensor:  # value of q, Jacobian λR with respect to z, λ = ‖q‖/‖z‖
-    """Rotate and rescale the gradient as z is rotated and rescaled onto q (Fifty et al. 2025,
-    algorithm 1).
+    """Rotate and rescale the gradient as z is rotated and rescaled onto q.
+
+    Source: Fifty et al. 2025, algorithm 1.
 
     Args:
         z: latents, (..., dim)

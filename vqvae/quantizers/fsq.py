@@ -63,8 +63,9 @@ def bound(
     z: Tensor,  # latents, (..., dim)
     levels: Tensor,  # number of levels of each coordinate, int64, (dim,)
 ) -> Tensor:  # between −⌊L/2⌋ and ⌈L/2⌉ − 1 after rounding, (..., dim)
-    """Squash each coordinate so that it rounds to one of its levels (Mentzer et al. 2024, appendix
-    A.1).
+    """Squash each coordinate so that it rounds to one of its levels.
+
+    Source: Mentzer et al. 2024, appendix A.1.
 
     Args:
         z: latents, (..., dim)
@@ -152,13 +153,16 @@ _LARGEST_TABLE = 1 << 24
 
 
 class FiniteScalarQuantizer(BaseQuantizer):
-    """Rounding of bounded coordinates; the codebook is a fixed grid (Mentzer et al. 2024)."""
+    """Rounding of bounded coordinates; the codebook is a fixed grid.
+
+    Source: Mentzer et al. 2024.
+    """
 
     def __init__(
         self,
         levels: list[int],  # number of levels of each coordinate; its length is the dimension
     ):
-        """Rounding of bounded coordinates; the codebook is a fixed grid (Mentzer et al. 2024).
+        """Rounding of bounded coordinates; the codebook is a fixed grid.
 
         Args:
             levels: number of levels of each coordinate; its length is the dimension

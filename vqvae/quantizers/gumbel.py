@@ -65,8 +65,9 @@ class DistanceLogits(Component):
 
 # %% ../../nbs/quantizers/06_gumbel.ipynb #cell-008
 class LinearLogits(Component):
-    """A learned linear map from latents to logits; the codewords take no part
-    (Jang et al. 2017).
+    """A learned linear map from latents to logits; the codewords take no part.
+
+    Source: Jang et al. 2017.
     """
 
     def __init__(
@@ -75,8 +76,7 @@ class LinearLogits(Component):
         codebook_size: int,  # number of codes, n
         seed: int = 0,  # of the initial weights
     ):
-        """A learned linear map from latents to logits; the codewords take no part (Jang et al.
-        2017).
+        """A learned linear map from latents to logits; the codewords take no part.
 
         Args:
             dim: size of the last axis of the latents
@@ -127,7 +127,10 @@ def gumbel_noise(
 
 # %% ../../nbs/quantizers/06_gumbel.ipynb #cell-014
 class ExponentialTemperature(Component):
-    """From `start` to `end` by a constant factor per step, then constant (Jang et al. 2017)."""
+    """From `start` to `end` by a constant factor per step, then constant.
+
+    Source: Jang et al. 2017.
+    """
 
     def __init__(
         self,
@@ -135,7 +138,7 @@ class ExponentialTemperature(Component):
         end: float,  # temperature from step `steps` on
         steps: int,  # training steps in between
     ):
-        """From `start` to `end` by a constant factor per step, then constant (Jang et al. 2017).
+        """From `start` to `end` by a constant factor per step, then constant.
 
         Args:
             start: temperature at step 0
@@ -167,8 +170,9 @@ def draw_codewords(
     temperature: float,  # τ
     hard: bool = True,  # codewords, or their mixture
 ) -> tuple[Tensor, Tensor]:  # z_q (..., dim), indices int64 (...)
-    """Codewords of the highest scores with the gradient of the mixture, or the mixture
-    (Jang et al. 2017, section 2.2).
+    """Codewords of the highest scores with the gradient of the mixture, or the mixture.
+
+    Source: Jang et al. 2017, section 2.2.
 
     Args:
         scores: logits with noise in training, without in evaluation, (..., codebook_size)
@@ -203,8 +207,9 @@ def _rank() -> int: return dist.get_rank() if dist.is_available() and dist.is_in
 
 
 class GumbelSoftmaxQuantizer(BaseQuantizer):
-    """Codes drawn from a distribution in training, the likeliest code in evaluation
-    (Jang et al. 2017; Maddison et al. 2017).
+    """Codes drawn from a distribution in training, the likeliest code in evaluation.
+
+    Source: Jang et al. 2017; Maddison et al. 2017.
     """
 
     def __init__(
@@ -220,8 +225,7 @@ class GumbelSoftmaxQuantizer(BaseQuantizer):
         hard: bool = True,  # codewords in training; False: mixtures of them
         seed: int = 0,  # of the uniform start and of the noise
     ):
-        """Codes drawn from a distribution in training, the likeliest code in evaluation (Jang et
-        al. 2017; Maddison et al. 2017).
+        """Codes drawn from a distribution in training, the likeliest code in evaluation.
 
         Args:
             dim: size of the last axis of the latents

@@ -15,8 +15,9 @@ from .base import commitment_loss, masked_mean
 
 # %% ../../nbs/quantizers/03_learning.ipynb #cell-006
 class LossLearning(Component):
-    """The codebook is a parameter, trained by the codebook loss (van den Oord et al. 2017,
-    equation 3).
+    """The codebook is a parameter, trained by the codebook loss.
+
+    Source: van den Oord et al. 2017, equation 3.
     """
     by_gradient = True
 
@@ -71,8 +72,9 @@ def _rows_of_all_ranks(x: Tensor) -> Tensor:
 
 # %% ../../nbs/quantizers/03_learning.ipynb #cell-011
 class EMALearning(Component):
-    """The codebook is a buffer that follows the mean of its latents (van den Oord et al. 2017,
-    appendix A.1).
+    """The codebook is a buffer that follows the mean of its latents.
+
+    Source: van den Oord et al. 2017, appendix A.1.
     """
     by_gradient = False
 
@@ -82,8 +84,7 @@ class EMALearning(Component):
         epsilon: float = 1e-5,  # Laplace smoothing of the counts; 0 switches it off
         every: int = 1,  # training batches accumulated for one update
     ):
-        """The codebook is a buffer that follows the mean of its latents (van den Oord et al. 2017,
-        appendix A.1).
+        """The codebook is a buffer that follows the mean of its latents.
 
         Args:
             decay: γ, in [0, 1)

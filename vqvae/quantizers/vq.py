@@ -22,7 +22,10 @@ from .search import nearest_codes
 
 # %% ../../nbs/quantizers/04_vq.ipynb #cell-005
 class VectorQuantizer(BaseQuantizer):
-    """Nearest of `codebook_size` learned codewords (van den Oord et al. 2017)."""
+    """Nearest of `codebook_size` learned codewords.
+
+    Source: van den Oord et al. 2017.
+    """
 
     def __init__(
         self,
@@ -37,7 +40,7 @@ class VectorQuantizer(BaseQuantizer):
         revival: Revival | None = None,  # what happens to dead codes; nothing when left out
         seed: int = 0,  # of the uniform start
     ):
-        """Nearest of `codebook_size` learned codewords (van den Oord et al. 2017).
+        """Nearest of `codebook_size` learned codewords.
 
         Args:
             dim: size of the last axis of the latents
@@ -104,7 +107,10 @@ class VectorQuantizer(BaseQuantizer):
 
 # %% ../../nbs/quantizers/04_vq.ipynb #cell-013
 class RotationVectorQuantizer(VectorQuantizer):
-    """Vector quantization with the rotation trick as its gradient (Fifty et al. 2025)."""
+    """Vector quantization with the rotation trick as its gradient.
+
+    Source: Fifty et al. 2025.
+    """
 
     def __init__(
         self,
@@ -117,7 +123,7 @@ class RotationVectorQuantizer(VectorQuantizer):
         revival: Revival | None = None,  # what happens to dead codes
         seed: int = 0,  # of the uniform start
     ):
-        """Vector quantization with the rotation trick as its gradient (Fifty et al. 2025).
+        """Vector quantization with the rotation trick as its gradient.
 
         Args:
             dim: size of the last axis of the latents

@@ -143,7 +143,9 @@ def pca_code(
 def scan_bytes(
     file: bytes,  # a baseline JPEG file with one scan
 ) -> int:  # bytes of entropy-coded data
-    """Length of the entropy-coded data, without headers, tables and end marker (Wallace 1991).
+    """Length of the entropy-coded data, without headers, tables and end marker.
+
+    Source: Wallace 1991.
 
     Args:
         file: a baseline JPEG file with one scan

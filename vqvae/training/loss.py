@@ -44,10 +44,12 @@ def vqvae_loss(
     x: Tensor,  # the samples, (B, *sample)
     weights: Mapping[str, float] | None = None,  # by term, instead of those in DEFAULT_WEIGHTS
 ) -> tuple[Tensor, dict[str, Tensor]]:  # weighted total, and the unweighted terms by name
-    """The training loss and its terms (van den Oord et al. 2017, equation 3).
+    """The training loss and its terms.
 
     Raises `ValueError` for unlike shapes, an unknown name, or a weight that is negative or not
     finite.
+
+    Source: van den Oord et al. 2017, equation 3.
 
     Args:
         outputs: of a VQVAE: `x_recon` (B, *sample) and `losses`, named scalar terms
