@@ -78,3 +78,16 @@ def test_package_holds_no_citation_key_and_no_long_docstring_line():
             text = ast.get_docstring(node, clean=False) or ""
             assert "[@" not in text, f"{path}: {node.name}"
             assert all(len(line) <= 100 for line in text.splitlines()), f"{path}: {node.name}"
+
+
+def test_site_shows_each_argument_once():
+    "`show_doc` of an exported object: the signature has the docments, the docstring has them, too."
+    pytest.importorskip("pagefind")
+    from build_site import tidy
+    from nbdev.showdoc import show_doc
+
+    shown = show_doc(VectorQuantizer.forward)._repr_markdown_()
+    assert shown.count("latents, (B, *grid, dim)") == 2
+    tidied = tidy(shown)
+    assert tidied.count("latents, (B, *grid, dim)") == 1 and "Returns:" not in tidied
+    assert "Quantize; in training" in tidied
