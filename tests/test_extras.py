@@ -64,10 +64,10 @@ NOTEBOOKS = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb")
                    if not any(part.startswith(".") for part in path.parts))
 
 
-@pytest.mark.parametrize("name", [path.relative_to(ROOT).as_posix() for path in NOTEBOOKS])
-def test_lab_brings_what_the_notebook_imports(name):
+@pytest.mark.parametrize("notebook", [path.relative_to(ROOT).as_posix() for path in NOTEBOOKS])
+def test_lab_brings_what_the_notebook_imports(notebook):
     allowed, known = declared("lab"), packages_distributions()
-    for name in imported(code(ROOT / name)) - ONLY_CLUSTER:
+    for name in imported(code(ROOT / notebook)) - ONLY_CLUSTER:
         assert {distribution(d) for d in known.get(name, [name])} & allowed, (
             f"{name} is in no distribution of the extra lab")
 
