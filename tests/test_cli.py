@@ -125,6 +125,7 @@ def test_functions_by_bare_name_in_a_file(working):
     assert parsed.model.quantizer.init_args.estimator.__name__ == "projection"
 
 
+@pytest.mark.slow
 def test_own_classes_are_found_in_the_working_folder(working):
     (working / "noise.py").write_text(NOISE)
     run = in_new_process("fit", "--data", "noise.Noise", *MODEL, "--epochs", "1", "--output", "run",
@@ -254,6 +255,7 @@ def test_an_initializer_needs_a_codebook(working, capsys):
     assert "codebook" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_one_process_inside_a_job_of_several_tasks(working):
     (working / "noise.py").write_text(NOISE)
     slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "4",

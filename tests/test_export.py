@@ -91,3 +91,11 @@ def test_site_shows_each_argument_once():
     tidied = tidy(shown)
     assert tidied.count("latents, (B, *grid, dim)") == 1 and "Returns:" not in tidied
     assert "Quantize; in training" in tidied
+
+
+def test_top_of_the_package_is_what_the_export_writes():
+    from export import PACKAGE, package_init
+    from nbdev.config import get_config
+
+    written = (PACKAGE / "__init__.py").read_text(encoding="utf-8")
+    assert written == package_init(get_config().version)

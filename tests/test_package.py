@@ -1,5 +1,7 @@
 "The package as it is imported: what the top names are, what an import brings along."
 import importlib
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,3 +44,18 @@ def test_type_checkers_see_every_name():
     source = Path(vqvae.__file__).read_text(encoding="utf-8")
     checked = source.partition("if TYPE_CHECKING:")[2].partition("_MODULES")[0]
     for name in set(vqvae.__all__) - {"__version__"}: assert f" {name}," in checked
+
+
+def test_reference_lists_every_public_name():
+    "The stored output of the reference page is that of today's package: `make page NB=…`."
+    from vqvae._modidx import d as index
+    page = Path(vqvae.__file__).parent.parent / "nbs" / "02_reference.ipynb"
+    cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
+    text = "".join("".join(output["data"]["text/markdown"]) for cell in cells
+                   for output in cell.get("outputs", []) if "text/markdown" in output["data"])
+    listed = {module: set(re.findall(r"<code>(\w+)</code>", part)) for module, part in
+              re.findall(r"^## (vqvae\.[\w.]+)$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)}
+    public = {module: {short for name in names if (short := name.removeprefix(f"{module}."))
+                       and not short.startswith("_") and "." not in short}
+              for module, names in index["syms"].items()}
+    assert listed == {module: names for module, names in public.items() if names}
