@@ -6,7 +6,7 @@
 __all__ = ['SIDE', 'PIXELS', 'WARM_UP', 'AUTOENCODERS', 'BLOCKS', 'RATES', 'images', 'table_bits', 'Coded', 'pca_code',
            'scan_bytes', 'jpeg_file', 'jpeg_code', 'kmeans_code', 'TokenLinearEncoder', 'TokenLinearDecoder',
            'block_components', 'autoencoder', 'train_autoencoder', 'autoencoder_code', 'measure', 'with_gains',
-           'summarize', 'draw']
+           'summarize', 'plot']
 
 # %% ../../nbs/studies/09_images.ipynb #cell-003
 import io
@@ -14,7 +14,6 @@ import math
 from functools import cache
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -34,6 +33,7 @@ from ..encoders.conv import ConvEncoder
 from ..encoders.linear import LearnedLinearEncoder
 from ..encoders.pca import principal_components
 from ..encoders.transformer import TransformerEncoder, patchify, unpatchify
+from ..evaluation.intervals import summarize_rows
 from ..evaluation.style import LIMIT, PALETTE
 from ..initialization.data import kmeans_init
 from ..models.vqvae import VQVAE
@@ -41,7 +41,7 @@ from ..quantizers.estimators import straight_through
 from ..quantizers.learning import EMALearning, Revival
 from ..quantizers.search import nearest_codes
 from ..quantizers.vq import VectorQuantizer
-from .study import Study, summarize_rows
+from .study import Study
 from ..theory.rate_distortion import water_filling
 from ..training.trainer import Trainer
 
@@ -409,11 +409,13 @@ def summarize(
     return table.drop(columns=["± rate_nominal", "± rate"])
 
 # %% ../../nbs/studies/09_images.ipynb #cell-045
-def draw(
+def plot(
     rows: pd.DataFrame,  # rows of the study
 ) -> Figure:  # one panel per dataset
     """PSNR over rate: curves of the methods without training, points of the codebooks, the Gaussian
     reference."""
+    import matplotlib.pyplot as plt
+
     rows = rows[rows.steps <= 400]
     columns = rows.assign(psnr=-10 * np.log10(rows.distortion),
                           reference=-10 * np.log10(rows.gaussian))
@@ -454,5 +456,5 @@ images = Study(
     _grid(),
     seeds=(0, 1, 2, 3, 4),
     summarize=summarize,
-    draw=draw,
+    plot=plot,
 )

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STARTS', 'CHECKPOINTS', 'SIZES', 'scaling', 'draw_latents', 'Schedule', 'schedule', 'held_out_distortion',
-           'train_step', 'step_cost', 'measure', 'summarize', 'at_stage', 'fit_slopes', 'curve', 'draw']
+           'train_step', 'step_cost', 'measure', 'summarize', 'at_stage', 'fit_slopes', 'curve', 'plot']
 
 # %% ../../nbs/studies/08_scaling.ipynb #cell-003
 import copy
@@ -13,10 +13,10 @@ import time
 from functools import cache, partial
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.optim import Adam, Optimizer
@@ -24,6 +24,7 @@ from torch.optim import Adam, Optimizer
 from ..core import evaluating, step_generator
 from ..data.patches import ImagePatchDataset
 from ..encoders.pca import PCAEncoder
+from ..evaluation.intervals import mean_interval, summarize_rows
 from ..evaluation.metrics import perplexity
 from ..evaluation.style import LIMIT, PALETTE
 from ..initialization.data import kmeans_init, sample_init
@@ -31,7 +32,7 @@ from ..initialization.rate_distortion import rd_gaussian_init
 from ..initialization.uniform import uniform_init
 from ..quantizers.learning import EMALearning, Revival
 from ..quantizers.vq import VectorQuantizer
-from .study import Study, mean_interval, summarize_rows
+from .study import Study
 from ..theory.high_resolution import LATTICE_CONSTANTS, zador_distortion
 from ..theory.random_coding import best_codebook_variance
 from ..theory.rate_distortion import gaussian_distortion
@@ -279,7 +280,7 @@ def fit_slopes(
 
 # %% ../../nbs/studies/08_scaling.ipynb #cell-031
 def curve(
-    ax: plt.Axes,  # logarithmic in the codebook size afterwards
+    ax: Axes,  # logarithmic in the codebook size afterwards
     part: pd.DataFrame,  # one row per codebook size, from `summarize`
     value: str,  # which column
     **style: object,  # colour, marker, label
@@ -294,10 +295,12 @@ def curve(
     ax.set_xlabel("codes")
 
 
-def draw(
+def plot(
     rows: pd.DataFrame,  # rows of the study
 ) -> Figure:  # distortion over codebook size; the same in four dimensions as a multiple of D(R)
     "Distortion of trained codebooks beside every limit that is known."
+    import matplotlib.pyplot as plt
+
     rows = rows[(rows.source == "gaussian") & (rows.learning == "EMA") & (rows.revival == 0)]
     by_stage = {s: summarize(at_stage(rows, s)) for s in (16, 64)}
     plain = lambda s, k, start="sample": by_stage[s][(by_stage[s].dim == k)
@@ -336,4 +339,4 @@ def draw(
 
 
 scaling = Study("scaling", "What do more codes buy, and what do they cost?", measure, _grid(),
-                seeds=(0, 1, 2, 3, 4), summarize=summarize, draw=draw)
+                seeds=(0, 1, 2, 3, 4), summarize=summarize, plot=plot)
