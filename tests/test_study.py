@@ -1,5 +1,4 @@
 """The study engine under interruption, failure and change; the command line as a process."""
-import importlib
 import os
 import signal
 import subprocess
@@ -14,24 +13,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vqvae.studies.study import (
-    Results,
-    Study,
-    code_fingerprint,
-    compare_rows,
-    find_study,
-    load_rows,
-    run_study,
-    save_rows,
-    stored_rows,
-    summarize_rows,
-)
+from vqvae.evaluation.intervals import compare_rows, summarize_rows
+from vqvae.studies.run import run_study
+from vqvae.studies.store import Results, code_note, load_rows, save_rows, stored_rows
+from vqvae.studies.study import Study, find_study, study_names
+from vqvae.studies.version import code_version
 
 # A study that writes down its calls, and stays in the row n = 3 as long as there is a file `hold`.
 HELD = textwrap.dedent("""
     import os, time
     from pathlib import Path
-    from vqvae.studies.study import Study, code_fingerprint, run_study
+    from vqvae.studies.run import run_study
+    from vqvae.studies.study import Study
+    from vqvae.studies.version import code_version
 
     def measure(n, seed):
         with open(os.environ["CALLS"], "a") as calls: calls.write(f"{n} {seed}\\n")
@@ -40,9 +34,8 @@ HELD = textwrap.dedent("""
 
     study = Study("held", "?", measure, [{"n": n} for n in range(5)], seeds=(0, 1, 2, 3))
     if __name__ == "__main__":
-        import mine
         from vqvae.studies import first_look
-        print(code_fingerprint(mine.measure), code_fingerprint(first_look.measure), flush=True)
+        print(code_version(measure), code_version(first_look.measure), flush=True)
         run_study(study, "results", progress=False)
 """)
 
@@ -70,14 +63,13 @@ def wait_until(condition):
 
 
 def test_killed_study_continues_in_another_process_and_equals_an_undisturbed_one(held, tmp_path, monkeypatch):
-    fingerprints = [fingerprint(tmp_path),
-                    code_fingerprint(importlib.import_module("vqvae.studies.first_look").measure)]
+    versions = [find_study("held.py").code, find_study("first-look").code]
     killed = subprocess.Popen([sys.executable, "held.py"], stdout=subprocess.PIPE, text=True,
                               env={**os.environ, "PYTHONHASHSEED": "1"})
     wait_until(lambda: held() or killed.poll() is not None)  # as a script, which here is a module
     wait_until(lambda: len(held()) == 4)
     killed.send_signal(signal.SIGKILL)
-    assert killed.communicate()[0].split() == fingerprints
+    assert killed.communicate()[0].split() == versions
     study = find_study("held.py")
     assert len(stored_rows(study, "results")) == 3
     Path("hold").unlink()
@@ -228,152 +220,6 @@ def test_comparison_names_what_is_missing_and_what_is_new(tmp_path):
     for shift, verdict in ((1e-5, "inside"), (1e-4, "moved")):
         assert compare_rows(rows[2:].assign(value=3 + shift), exact,
                             ["n"]).verdict.tolist() == [verdict]
-
-
-BASE = {
-    "helpers": """
-        import numpy as np, torch
-        def scale(x, by=2): return by * x
-        def untouched(x): return x
-        TABLE = {"double": scale, "limits": [1, (2, "a")]}
-        WEIGHTS, GRID = torch.tensor([1.0, 2.0]), np.array([1, 2])
-        class Base:
-            power = 1
-            def run(self, x): return self.step(x)
-            def step(self, x): return x ** self.power
-        class Child(Base):
-            def step(self, x): return super().step(x) + 1
-    """,
-    "mine": """
-        import functools
-        import helpers
-        from helpers import Child, TABLE
-        OFFSET = 3
-        LOG = []
-        def twice(f):
-            @functools.wraps(f)
-            def wrapper(*args, **kwargs): return 2 * f(*args, **kwargs)
-            return wrapper
-        @functools.cache
-        def data(n): return helpers.GRID.sum() * n
-        @twice
-        def inner(x): return x + OFFSET
-        shifted = functools.partial(inner, 1)
-        def measure(n, seed):
-            "One row."
-            from helpers import scale  # inside
-            f = lambda x: x + 1
-            return {"y": Child().run(n) + f(data(n)) + shifted() + TABLE["double"](seed) + float(helpers.WEIGHTS.sum()) + scale(n)}
-        def draw(rows): return rows
-    """,
-}
-KEEP = {
-    "comment": ("mine", "return x + OFFSET", "return (x+OFFSET)  # shifted"),
-    "docstring": ("mine", '"One row."', '"One row, as a dict."'),
-    "docstring added": (
-        "helpers",
-        "def step(self, x): return x",
-        'def step(self, x):\n                "Power."\n                return x',
-    ),
-    "annotations": ("mine", "def measure(n, seed):", "def measure(n: int, seed: int) -> dict:"),
-    "drawing": ("mine", "def draw(rows): return rows", "def draw(rows): return rows.plot()"),
-    "unrelated function": ("helpers", "def untouched(x): return x", "def untouched(x): return -x"),
-    "lines moved": ("mine", "OFFSET = 3", "\n\n        OFFSET = 3"),
-    "order of a dict": (
-        "helpers",
-        '{"double": scale, "limits": [1, (2, "a")]}',
-        '{"limits": [1, (2, "a")], "double": scale}',
-    ),
-}
-CHANGE = {
-    "measure": ("mine", "float(helpers", "2 * float(helpers"),
-    "lambda": ("mine", "lambda x: x + 1", "lambda x: x + 2"),
-    "function in a dict": ("helpers", "return by * x", "return by * x + 1"),
-    "default": ("helpers", "by=2", "by=4"),
-    "constant": ("mine", "OFFSET = 3", "OFFSET = 4"),
-    "constant in a container": ("helpers", '(2, "a")', '(2, "b")'),
-    "tensor": ("helpers", "tensor([1.0, 2.0])", "tensor([1.0, 2.5])"),
-    "array": ("helpers", "np.array([1, 2])", "np.array([1, 3])"),
-    "cached function": ("mine", "helpers.GRID.sum() * n", "helpers.GRID.sum() + n"),
-    "decorator": ("mine", "return 2 * f(", "return 3 * f("),
-    "decorated function": ("mine", "return x + OFFSET", "return x - OFFSET"),
-    "argument of partial": ("mine", "partial(inner, 1)", "partial(inner, 2)"),
-    "method": ("helpers", "super().step(x) + 1", "super().step(x) + 2"),
-    "method of a base class": ("helpers", "return x ** self.power", "return x * self.power"),
-    "class attribute": ("helpers", "power = 1", "power = 2"),
-    "base class": ("helpers", "class Child(Base)", "class Child(Base, Exception)"),
-    "exception handling": (
-        "mine",
-        "f = lambda x: x + 1",
-        "f = lambda x: x + 1\n            try: n + 1\n            except ValueError: pass",
-    ),
-}
-
-
-def fingerprint(folder, edit=None):
-    "Fingerprint of `mine.measure` after one edit, imported afresh from files in `folder`."
-    folder.mkdir(exist_ok=True)
-    for name, source in BASE.items():
-        module, old, new = edit or (None, "", "")
-        assert name != module or source.count(old) == 1
-        (folder
-         / f"{name}.py").write_text(textwrap.dedent(source.replace(old, new) if name == module
-                                                    else source))
-    sys.path.insert(0, str(folder))
-    importlib.invalidate_caches()
-    try: return code_fingerprint(importlib.import_module("mine").measure)
-    finally:
-        sys.path.remove(str(folder))
-        for name in BASE: sys.modules.pop(name, None)
-
-
-@pytest.fixture(autouse=True)
-def no_bytecode_files(monkeypatch): monkeypatch.setattr(sys, "dont_write_bytecode", True)
-
-
-@pytest.mark.parametrize("edit", KEEP.values(), ids=KEEP)
-def test_rows_are_kept_when_nothing_that_is_reached_changes(edit, tmp_path):
-    assert fingerprint(tmp_path / "a", edit) == fingerprint(tmp_path / "b")
-
-
-@pytest.mark.parametrize("edit", CHANGE.values(), ids=CHANGE)
-def test_rows_are_measured_anew_when_something_that_is_reached_changes(edit, tmp_path):
-    assert fingerprint(tmp_path / "a", edit) != fingerprint(tmp_path / "b")
-
-
-def test_code_without_a_source_file():
-    def compiled(source):
-        scope = {}
-        exec(source, scope)
-        return code_fingerprint(scope["f"])
-    assert compiled("def g(x): return x\ndef f(seed): return g(seed)") == compiled(
-        "def g(x): return (x)\n\ndef f(seed): return g(seed)"
-    )
-    assert compiled("def g(x): return x\ndef f(seed): return g(seed)") != compiled(
-        "def g(x): return -x\ndef f(seed): return g(seed)"
-    )
-
-
-def test_things_that_point_at_each_other_end():
-    scope = {"ring": []}
-    scope["ring"].append(scope["ring"])
-    exec(
-        "class A:\n    def other(self): return B\nclass B(A): pass\ndef even(n): return n == 0 or "
-        "odd(n - 1)\ndef odd(n): return n and even(n - 1)\n"
-        "def f(seed): return A, ring, even(seed), {one}\none = A()\none.self = one",
-        scope,
-    )
-    assert code_fingerprint(scope["f"]) == code_fingerprint(scope["f"])
-
-
-def test_method_of_this_package_is_reached_through_a_class():
-    from vqvae.quantizers.vq import VectorQuantizer
-    def f(seed): return VectorQuantizer(2, 4, seed=seed)
-    before, original = code_fingerprint(f), VectorQuantizer.get_codebook
-    try:
-        VectorQuantizer.get_codebook = lambda self: self.codebook + 1
-        assert code_fingerprint(f) != before
-    finally: VectorQuantizer.get_codebook = original
 
 
 FIT = """--data DigitsDataset --model.encoder LearnedLinearEncoder --model.encoder.sample_shape [1,8,8] --model.encoder.dim 4

@@ -11,6 +11,7 @@ import ast
 import hashlib
 import importlib.util
 import inspect
+import symtable
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
@@ -98,26 +99,35 @@ def _read(path: str, package: str, changed: tuple[int, int]) -> tuple[str, froze
 
 # %% ../../nbs/studies/01_version.ipynb #part-names
 def _mentioned(node: ast.AST) -> set[str]:
-    "Names that a syntax tree uses, imports or defines."
-    found = set()
-    for step in ast.walk(node):
-        if isinstance(step, ast.Name): found.add(step.id)
-        elif isinstance(step, ast.alias): found.add(step.asname or step.name.partition(".")[0])
-        elif isinstance(step, _DEFINITION): found.add(step.name)
+    "Names of the module that a syntax tree uses, imports or defines; those of local variables not."
+    tables, found = [symtable.symtable(ast.unparse(node), "", "exec")], set()
+    for table in tables:  # which grows by the functions and classes inside
+        tables += table.get_children()
+        found |= {symbol.get_name() for symbol in table.get_symbols()
+                  if symbol.is_global() or table.get_type() == "module"}
     return found
 
 
 _DEFINITION = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
-def _touched(statement: ast.stmt) -> set[str]:
+def _touched(statement: ast.stmt, definitions: dict[str, set[str]]) -> set[str]:
     "Names at the top of a module that a statement binds or may change."
-    if isinstance(statement, _DEFINITION):
-        return {statement.name}.union(*map(_mentioned, statement.decorator_list))
     if isinstance(statement, ast.Assign):
         return set().union(*map(_mentioned, statement.targets))
     if isinstance(statement, (ast.AnnAssign, ast.AugAssign)): return _mentioned(statement.target)
-    return _mentioned(statement)
+    if not isinstance(statement, _DEFINITION): return _reached(_mentioned(statement), definitions)
+    decorators = set().union(*map(_mentioned, statement.decorator_list))
+    return {statement.name} | _reached(decorators, definitions)
+
+
+def _reached(names: set[str], definitions: dict[str, set[str]]) -> set[str]:
+    "Names, and what the functions of the module among them mention in turn."
+    reached: set[str] = set()
+    while new := names - reached:
+        reached |= new
+        names = set().union(*(definitions.get(name, set()) for name in new))
+    return reached
 
 
 def _statements(tree: ast.Module) -> Iterator[ast.stmt]:
@@ -137,7 +147,9 @@ def needed_statements(
 ) -> list[ast.stmt]:  # in the order of the file; imports hold one name each
     "The top-level statements that a definition names, and those that these name in turn."
     statements = list(_statements(tree))
-    touched = [_touched(statement) for statement in statements]
+    definitions = {step.name: _mentioned(step) for step in statements
+                   if isinstance(step, _DEFINITION)}
+    touched = [_touched(statement, definitions) for statement in statements]
     wanted, kept = {name, "*"}, set()
     while new := [i for i, names in enumerate(touched) if i not in kept and wanted & names]:
         kept.update(new)
@@ -158,7 +170,8 @@ def _function(measure: Callable, held: list[str]) -> FunctionType:
             held += map(ascii, (function.args, function.keywords))
             function = function.func
         elif isinstance(function, MethodType):
-            held += map(ascii, getattr(function.__self__, "__dict__", {}).items())
+            of_object = not isinstance(function.__self__, type)
+            held += map(ascii, vars(function.__self__).items() if of_object else ())
             function = function.__func__
         elif isinstance(function, type) or not isinstance(type(function).__call__, FunctionType):
             raise TypeError(f"measure must be a Python function, got {measure!r}")
@@ -210,7 +223,7 @@ def _typed(function: FunctionType, texts: dict[str, str]) -> set[str]:
 def _part(module: str, path: Path, name: str) -> tuple[str, set[str]]:
     "What a definition needs of its own module: its canonical text and what it imports."
     statements = needed_statements(ast.parse(path.read_bytes(), str(path)), name)
-    if not any(name in _touched(statement) for statement in statements):
+    if not any(name in _mentioned(statement) for statement in statements):
         raise ValueError(f"measure: there is no {name} at the top of {path}")
     package = getattr(sys.modules.get(module), "__package__", None) or ""
     imports = [step for step in statements if isinstance(step, (ast.Import, ast.ImportFrom))]
@@ -245,7 +258,7 @@ def code_sources(
     held: list[str] = []
     function = _function(measure, held)
     name, module = function.__qualname__.partition(".")[0], function.__module__
-    if name == "<lambda>": raise ValueError("measure must have a name: use def, not lambda")
+    if function.__name__ == "<lambda>": raise ValueError("measure must have a name: use def, not lambda")
     texts, path = {"": "\n".join(held)}, _file_of(function)
     if path is None: modules = _typed(function, texts)
     else: texts[module], modules = _part(module, path, name)
