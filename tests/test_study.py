@@ -1,13 +1,16 @@
 """The study engine under interruption, failure and change; the command line as a process."""
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -17,7 +20,6 @@ from vqvae.evaluation.intervals import compare_rows, summarize_rows
 from vqvae.studies.run import run_study
 from vqvae.studies.store import Results, code_note, load_rows, save_rows, stored_rows
 from vqvae.studies.study import Study, find_study, study_names
-from vqvae.studies.version import code_version
 
 # A study that writes down its calls, and stays in the row n = 3 as long as there is a file `hold`.
 HELD = textwrap.dedent("""
@@ -84,6 +86,7 @@ def test_killed_study_continues_in_another_process_and_equals_an_undisturbed_one
     assert len(held()) == 41
 
 
+here = partial(run_study, jobs=0, progress=False)  # in this process, which is quick
 VQVAE = str(Path(sys.executable).with_name("vqvae"))  # the installed command
 
 
@@ -117,8 +120,8 @@ def test_two_processes_give_the_rows_of_one_with_their_failures_and_end(tmp_path
 
 
 def test_changed_configuration_is_measured_and_old_rows_are_not_shown(tmp_path):
-    run_study(Study("s", "?", value_of, [{"n": 1}], seeds=(0,)), tmp_path, progress=False)
-    rows = run_study(Study("s", "?", value_of, [{"n": 2}], seeds=(0,)), tmp_path, progress=False)
+    here(Study("s", "?", value_of, [{"n": 1}], seeds=(0,)), tmp_path)
+    rows = here(Study("s", "?", value_of, [{"n": 2}], seeds=(0,)), tmp_path)
     assert rows.value.tolist() == [2]
     assert len(Results(tmp_path / "s" / "results.sqlite").finished()) == 2
 
@@ -128,6 +131,8 @@ def test_changed_configuration_is_measured_and_old_rows_are_not_shown(tmp_path):
     ({"grid": []}, "grid must hold something"), ({"seeds": ()}, "seeds must hold something"), ({"seeds": 3}, "seeds must be a list, got int"),
     ({"grid": ({"n": n} for n in (1, 2))}, "grid must be a list, got generator"), ({"grid": [{"n": Path("x")}]}, "grid must hold plain values"),
     ({"grid": [{"n": 1, "seed": 2}]}, "grid must not name seed"), ({"grid": [{"torch": "1"}]}, "grid must not name torch"),
+    ({"grid": [{"code": 1}]}, "grid must not name code"), ({"grid": [3]}, "grid must hold dicts, got int"),
+    ({"measure": lambda n, seed: {}}, "measure must have a name: use def, not lambda"),
 ])
 def test_study_that_cannot_be_stored_is_refused(change, message):
     with pytest.raises((TypeError, ValueError), match=message):
@@ -141,16 +146,16 @@ def odd(n, seed):
             "list": [1.0], "text": {"value": "1"}}.get(n[0])
 
 
-def test_odd_results(tmp_path):
+def test_results_that_are_not_plain_numbers(tmp_path):
     names = ["vanishing", "infinite", "short", "more", "collision", "list", "text", "nothing"]
     study = Study("odd", "?", odd, [{"n": (name, 4)} for name in [*names, "short"]], seeds=range(2))
     assert len(study.jobs()) == 16  # a configuration that is named twice is one
-    rows = run_study(study, tmp_path, progress=False)
+    rows = here(study, tmp_path)
     assert rows.error.isna().tolist() == [True] * 4 + [False] * 4 + [True] * 4 + [False] * 4
     expected = ["got n, which the row has", "must return a dict, got list", "got value = '1'",
                 "must return a dict, got NoneType"]
     assert all(text in error for text, error in zip(expected, rows.error.dropna()))
-    # tuples, which a table can be grouped by
+    # lists of a configuration come back as tuples, which a table can be grouped by
     table = summarize_rows(rows, ["n"], ["value", "other"])
     assert table.n.tolist() == [(name, 4) for name in names[:4]] and table[
         "value"
@@ -159,9 +164,11 @@ def test_odd_results(tmp_path):
     assert set(compare_rows(rows, load_rows(tmp_path / "rows.csv"), ["n"]).verdict) == {"inside"}
 
 
+def seed_only(seed): return {"value": seed}
+
+
 def test_study_of_seeds_only(tmp_path):
-    rows = run_study(Study("seeds", "?", lambda seed: {"value": seed}, [{}]), tmp_path,
-                     progress=False)
+    rows = here(Study("seeds", "?", seed_only, [{}]), tmp_path)
     assert summarize_rows(rows, [], ["value"])[["value", "seeds"]].values.tolist() == [[1, 3]]
     assert compare_rows(rows, rows[["seed", "value"]], []).verdict.tolist() == ["inside"]
 
@@ -169,7 +176,7 @@ def test_study_of_seeds_only(tmp_path):
 def test_two_runs_into_one_folder_at_the_same_time(tmp_path):
     study = Study("s", "?", value_of, [{"n": n} for n in range(8)])
     with ThreadPoolExecutor(2) as pool:
-        one, two = pool.map(lambda _: run_study(study, tmp_path, progress=False), range(2))
+        one, two = pool.map(lambda _: here(study, tmp_path), range(2))
     pd.testing.assert_frame_equal(one, two)
     assert one.value.tolist() == [n + seed for seed in range(3) for n in range(8)]
 
@@ -183,22 +190,22 @@ def test_finished_row_is_not_replaced_by_a_failed_one(tmp_path):
 
 
 def test_file_of_rows_holds_its_making_and_no_more(tmp_path):
-    rows = run_study(Study("s", "?", value_of, [{"n": 1 / 3}, {"n": None}, {"n": "None"}],
-                           seeds=(0, 1)), tmp_path, progress=False)
+    study = Study("s", "?", value_of, [{"n": 1 / 3}, {"n": None}, {"n": "None"}], seeds=(0, 1))
+    rows = here(study, tmp_path)
     assert rows.error.notna().tolist() == [False, True, True] * 2
     save_rows(rows, tmp_path / "rows.csv", "make rows")
     lines = (tmp_path / "rows.csv").read_text().splitlines()
     assert lines[-3:] == ["n,seed,value", "0.333333,0,0.333333", "0.333333,1,1.33333"]
-    assert lines[:2] == ["# command: make rows",
-                         "# seeds: 0 1"] and f"# python: {sys.version.split()[0]}" in lines
-    assert set(load_rows(tmp_path / "rows.csv").attrs) == {"command", "seeds", "vqvae", "python",
-                                                           "torch", "numpy", "scikit-learn"}
+    assert lines[:3] == ["# command: make rows", f"# code: {study.code}", "# seeds: 0 1"]
+    assert f"# python: {sys.version.split()[0]}" in lines
+    assert set(load_rows(tmp_path / "rows.csv").attrs) == {"command", "code", "seeds", "vqvae",
+                                                           "python", "torch", "numpy", "scikit-learn"}
     # a version that differs is a column
     save_rows(rows.assign(torch=["1", "2"] * 3), tmp_path / "rows.csv", "make rows")
     assert load_rows(tmp_path / "rows.csv").torch.tolist() == [1, 2]
 
 
-def test_text_that_looks_like_nothing_survives_the_file(tmp_path):
+def test_csv_keeps_strings_like_none(tmp_path):
     rows = pd.DataFrame({"start": ["None", "NA", "# no"], "levels": ["[4, 4]", "[2]", "[8]"],
                          "value": [1.0, float("nan"), float("inf")]})
     save_rows(rows, tmp_path / "rows.csv", "?")
@@ -220,6 +227,125 @@ def test_comparison_names_what_is_missing_and_what_is_new(tmp_path):
     for shift, verdict in ((1e-5, "inside"), (1e-4, "moved")):
         assert compare_rows(rows[2:].assign(value=3 + shift), exact,
                             ["n"]).verdict.tolist() == [verdict]
+
+
+def deadly(end, n, seed):
+    "Leaves in many ways."
+    if n == 1 and end == "killed": os.kill(os.getpid(), signal.SIGKILL)
+    if n == 1 and end == "ended": os._exit(3)
+    if n == 1 and end == "left": sys.exit("enough")
+    if n == 1 and end == "memory": raise MemoryError("no more")
+    return {"value": n + seed}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize(("end", "error"), [("killed", "SIGKILL"), ("ended", "EXIT(3)"),
+                                            ("left", "SystemExit: enough"), ("memory", "no more")])
+def test_row_that_kills_its_process_has_failed_and_the_others_are_measured(end, error, jobs, tmp_path):
+    if jobs == 1 and end in ("left", "memory"): pytest.skip("the same as with two")
+    study = Study("deadly", "?", deadly, [{"end": end, "n": n} for n in range(4)], seeds=(0, 1))
+    for _ in range(2 if jobs == 2 and end == "killed" else 1):  # a new run tries them again
+        rows = run_study(study, tmp_path, jobs=jobs, progress=False)
+        assert rows.error.notna().tolist() == [False, True, False, False] * 2
+        assert all(error in text for text in rows.error.dropna()), rows.error.dropna().tolist()
+    finished = rows[rows.error.isna()]
+    assert (finished.value == finished.n + finished.seed).all()
+
+
+def test_leaving_and_running_out_of_memory_in_this_process(tmp_path):
+    for end in ("left", "memory"):
+        study = Study(end, "?", deadly, [{"end": end, "n": n} for n in range(3)])
+        assert here(study, tmp_path).error.notna().tolist() == [False, True, False] * 3
+
+
+def test_numbers_of_numpy_are_stored_as_plain_ones(tmp_path):
+    grid = [{"n": n, "text": ""} for n in np.arange(2)] + [{"n": np.float32(0.5), "text": ""}]
+    study = Study("s", "?", takes_plain, grid, seeds=np.arange(3, dtype=np.int32))
+    rows = here(study, tmp_path)
+    assert rows.error.isna().all() and rows.value.tolist() == [1, 1, 2] * 3
+    assert {type(job["n"]) for job in study.jobs()} == {int, float}
+    assert {type(seed) for seed in study.seeds} == {int}
+
+
+def takes_plain(n, text, seed):
+    assert type(n) in (int, float) and type(seed) is int
+    return {"value": 1 if isinstance(n, int) else 2}
+
+
+def test_code_that_was_edited_after_the_import_is_not_measured(held, tmp_path):
+    Path("hold").unlink()
+    study = find_study("held.py")
+    source = Path("held.py").read_text()
+    Path("held.py").write_text(source.replace("n * 100", "n * 10"))
+    with pytest.raises(RuntimeError, match="held was edited after it had been imported"):
+        here(study, tmp_path)
+    assert not held() and not (tmp_path / "held").exists()
+    Path("held.py").write_text(source + "# a comment")
+    assert len(here(study, tmp_path)) == 20
+    Path("held.py").write_text(source.replace("n * 100", "n * 10"))
+    assert here(find_study("held.py"), tmp_path).value.max() == 43
+
+
+def test_relative_folder_is_that_of_the_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study = Study("wanders", "?", wanders, [{"folder": str(tmp_path / "elsewhere")}])
+    (tmp_path / "elsewhere").mkdir()
+    assert here(study, "results").error.isna().all()
+    assert (tmp_path / "results" / "wanders" / "results.sqlite").exists()
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def wanders(folder, seed):
+    os.chdir(folder)
+    return {"value": seed}
+
+
+def test_note_says_with_which_code_rows_were_measured(tmp_path):
+    study = Study("s", "?", value_of, [{"n": 1}])
+    rows = here(study, tmp_path)
+    assert set(rows.code) == {study.code}
+    path = tmp_path / "rows.csv"
+    for code, expected in ((study.code, "which is today's"), ("0" * 16, f"other code, `{'0' * 16}`; today's is `{study.code}`")):
+        save_rows(rows.assign(code=code), path, "?")
+        assert expected in code_note(load_rows(path), study)
+    text = path.read_text()
+    path.write_text(text.replace(f"# code: {'0' * 16}\n", ""))  # a file from before
+    assert "unknown, older code" in code_note(load_rows(path), study)
+    save_rows(rows.assign(code=[study.code, "1", "1"]), path, "?")
+    assert "code" not in load_rows(path).attrs and "`1`" in code_note(load_rows(path), study)
+
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "nbs" / "studies" / "results"
+
+
+def pages():
+    "Text of the page of every module of studies, by module."
+    texts = {path: path.read_text("utf-8") for path in (ROOT / "nbs" / "studies").glob("*.ipynb")}
+    return {found[1]: (path, text) for path, text in texts.items()
+            if (found := re.search(r"default_exp studies\.(\w+)", text))}
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_every_study_has_a_question_a_page_and_stored_rows(name):
+    study = find_study(name)
+    assert study.name == name and study.question.endswith("?")
+    assert study.summarize and study.plot and len(study.seeds) >= 3
+    path, page = pages()[name.replace("-", "_")]
+    assert f"({path.name})" in (ROOT / "nbs" / "studies" / "index.ipynb").read_text("utf-8")
+    assert f"code_note(load_rows(Path(\\\"results\\\") / \\\"{name}.csv" in page
+    rows = load_rows(RESULTS / f"{name}.csv")
+    assert {*study.columns(), "seed"} <= {*rows.columns} and set(rows.seed) == set(study.seeds)
+    assert len(rows) == len(study.jobs()) and "command" in rows.attrs
+    assert "code" in rows.attrs or "code" in rows
+    assert len(study.summarize(rows)) > 0
+
+
+def test_every_module_of_studies_is_engine_or_study():
+    modules = {path.stem for path in (ROOT / "vqvae" / "studies").glob("*.py")} - {"__init__"}
+    engine = {"study", "version", "store", "run"}
+    assert modules == engine | {name.replace("-", "_") for name in study_names()}
+    assert {path.stem.split("-tuning")[0] for path in RESULTS.glob("*.csv")} == {*study_names()}
 
 
 FIT = """--data DigitsDataset --model.encoder LearnedLinearEncoder --model.encoder.sample_shape [1,8,8] --model.encoder.dim 4
