@@ -32,17 +32,12 @@ from vqvae.evaluation.figures import (
     plot_reconstructions,
     plot_training,
 )
+from .evaluation.intervals import compare_rows
 from .evaluation.style import use_style
 from .models.vqvae import VQVAE
-from vqvae.studies.study import (
-    compare_rows,
-    find_study,
-    load_rows,
-    run_study,
-    save_rows,
-    stored_rows,
-    study_names,
-)
+from .studies.run import run_study
+from .studies.store import load_rows, save_rows, stored_rows
+from .studies.study import find_study, study_names
 from .training.trainer import Trainer
 
 # %% ../nbs/01_cli.ipynb #cell-005
@@ -249,7 +244,7 @@ def run_named_study(
     scheduler: str | None = None,  # address of a dask scheduler
     save: str | None = None,  # a .csv file
 ) -> None:
-    """Run what is missing, print the table, write rows, table and figure where the study draws one.
+    """Run what is missing, print the table, write rows, table and figure where the study plots one.
 
     Raises `RuntimeError` if rows failed.
     """
@@ -262,12 +257,12 @@ def run_named_study(
     save_rows(finished, folder / "rows.csv", command)
     table = study.summarize(finished) if study.summarize else finished
     with atomic_path(folder / "table.csv") as temporary: table.to_csv(temporary, index=False)
-    if study.draw:
-        figure = study.draw(finished)
+    if study.plot:
+        figure = study.plot(finished)
         with atomic_path(folder / "figure.png") as temporary: figure.savefig(temporary, dpi=150)
         plt.close(figure)
     _print_table(table)
-    print(f"{'rows, table and figure' if study.draw else 'rows and table'} in {folder}")
+    print(f"{'rows, table and figure' if study.plot else 'rows and table'} in {folder}")
     _failures(rows)
     if save: save_rows(finished, save, command)
 
@@ -322,7 +317,7 @@ def compare_study(
         raise RuntimeError(f"{missing} rows of {name} failed or are not in {output}: vqvae study "
                            f"run {name}")
     table = compare_rows(rows, committed, study.columns())
-    outside = table[~table.verdict.isin(["inside", "not judged"])]
+    outside = table[~table.verdict.isin(["inside", "not judged: time"])]
     if len(outside): _print_table(outside)
     print(
         f"{name}: "

@@ -83,7 +83,7 @@ def measure(
     initialization: str,  # uniform, k-means, rate–distortion; anything else: none
     steps: int,  # training steps
     seed: int,  # of weights, codes, order of the data
-) -> dict[str, float]:  # distortion, bits per sample, perplexity, dead_codes, limit (NaN where unknown)
+) -> dict[str, float]:  # distortion, bits per sample, perplexity, dead_codes, limit (or NaN)
     "Train one model and measure it on held-out data."
     dataset, (encoder, decoder) = _dataset(task), _autoencoder(task, seed)
     model = VQVAE(encoder, _quantizer(quantizer, encoder.dim, steps, seed), decoder)

@@ -385,7 +385,7 @@ def _against(
     value: str,  # which result
     by: list[str],  # columns of the configuration, without the estimator
     reference: str = "straight-through",  # whom to compare with
-) -> pd.DataFrame:  # estimator and `by`, mean and ± of the value, mean and ± of the difference by pairs, pairs
+) -> pd.DataFrame:  # estimator, `by`, value and ±, difference by pairs and ±, number of pairs
     "Means, and differences from the reference with the same seed, start and setting."
     pairs = [*by,
              *(name for name in ("seed", "start") if name in rows and rows[name].notna().any())]

@@ -51,7 +51,7 @@ PIXELS = SIDE * SIDE
 _CROP = (
     3,
     4,
-)  # rows and columns left out, so that the grid of patches is not the one the files were compressed with
+)  # rows and columns left out: the grid of patches is not the one of the files' compression
 
 
 @cache
@@ -232,7 +232,7 @@ def block_components(
     train: Tensor,  # images, (n, 1, 8, 8)
     tokens: int,  # blocks per image: 1, 4, 16
     dim: int,  # components of each block
-) -> tuple[Tensor, Tensor]:  # orthonormal rows (tokens * dim, 64), those of one block together; mean image (64,)
+) -> tuple[Tensor, Tensor]:  # orthonormal rows (tokens * dim, 64), block by block; mean image (64,)
     """Principal components of square blocks, the same for every block, as linear functions of the
     whole image."""
     grid = _blocks_per_side(tokens)
@@ -352,7 +352,7 @@ def measure(
     setting: float,
     steps: int,  # training steps; 0 for methods without training
     seed: int,  # of the training images, and of everything random
-) -> dict[str, float]:  # distortion, rate, gaussian (distortion at that rate), rate_nominal, and what the method counts
+) -> dict[str, float]:  # distortion, rate, gaussian (distortion there), rate_nominal, counts
     "Code held-out images; distortion per pixel, rates in bits per pixel."
     coded, test = _code(dataset, method, tokens, setting, steps, seed), _dataset(dataset, seed).test
     spectrum = torch.linalg.eigvalsh(torch.cov(test.flatten(1).double().T)).clamp(min=0)
@@ -385,13 +385,13 @@ def _grid() -> list[dict]:
 def with_gains(
     rows: pd.DataFrame,  # rows of the study
     others: tuple[str, ...] = ("PCA", "JPEG", "JPEG, flat"),  # methods with a curve
-) -> pd.DataFrame:  # the same rows with `psnr` and, for each, `over ...`: dB at equal rate, same dataset and seed
+) -> pd.DataFrame:  # the same rows with `psnr` and `over ...`: dB at equal rate, dataset and seed
     """PSNR in dB, and how far it lies above the curves of other methods; NaN outside of the rates
     that they reach."""
     rows = rows.assign(psnr=-10 * np.log10(rows.distortion))
     for other in others:
         rows[f"over {other}"] = math.nan
-        for key, part in rows.groupby(["dataset", "seed"]):
+        for _, part in rows.groupby(["dataset", "seed"]):
             curve = part[part.method == other].sort_values("rate")
             if curve.empty: continue
             at_equal_rate = np.interp(part.rate, curve.rate, curve.psnr, math.nan, math.nan)

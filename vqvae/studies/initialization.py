@@ -105,7 +105,7 @@ def measure(
     learning: str,  # loss or ema
     steps: int,  # of training
     seed: int,  # of the data and of the codes
-) -> dict[str, float]:  # distortion: after_0, after_3 … after_100, trained; used and perplexity: _start, _trained
+) -> dict[str, float]:  # after_0 … after_100, trained; used_…, perplexity_…: start, trained
     """Initialize a codebook, train it, judge it on held-out latents at the start, on the way and at
     the end."""
     deviations = source_variances(spectrum, dim).sqrt().float()
@@ -267,7 +267,7 @@ initialization = Study("initialization", "Does rate–distortion initialization 
 def excess_over_best(
     rows: pd.DataFrame,  # rows of the study
     column: str,  # after_0 … after_100 or trained
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # mean and half-width of the 95 % interval, %; cells by starts
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # mean, half-width of the interval, in %; cells by starts
     "How far each start is above the best of its cell, seed by seed."
     mean, half = {}, {}
     for cell, part in main_rows(rows).groupby(_CELL, sort=False):

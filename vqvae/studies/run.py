@@ -79,7 +79,7 @@ def _run_row(measure: Callable, key: str, configuration: dict) -> Row:
 class Packed(NamedTuple):
     "A function to be sent to another process."
     pickled: bytes
-    modules: tuple[str, ...]  # of this package, which the other process must have in the same version
+    modules: tuple[str, ...]  # of this package, to be in the same version there
     version: str
 
 
@@ -100,7 +100,7 @@ def _dumps(function: Callable, packages: Iterable[str]) -> bytes:
         return _cached, (cached.__wrapped__, cached.cache_parameters())
 
     class Pickler(cloudpickle.Pickler):
-        dispatch_table = cloudpickle.Pickler.dispatch_table.new_child({type(cache(len)): reduce})
+        dispatch_table = {**cloudpickle.Pickler.dispatch_table, type(cache(len)): reduce}
 
     file, modules = io.BytesIO(), [sys.modules[package] for package in packages]
     for module in modules: cloudpickle.register_pickle_by_value(module)
@@ -175,6 +175,7 @@ def _until_one_dies(packed: Packed, todo: list[tuple],
     Returns the rows that were in flight when a process died, with what is known about that.
     """
     from concurrent.futures import FIRST_COMPLETED, wait
+
     from joblib.externals.loky import BrokenProcessPool
 
     running: dict[Any, tuple] = {}
@@ -191,7 +192,8 @@ def _until_one_dies(packed: Packed, todo: list[tuple],
     return []
 
 # %% ../../nbs/studies/03_run.ipynb #rows-here
-def _rows_here(measure: Callable, missing: dict[str, dict], jobs: int) -> Iterator[Row]:
+def _rows_here(measure: Callable, missing: dict[str, dict],
+               jobs: int) -> Generator[Row, None, None]:
     "Rows as they are finished on this machine."
     from joblib.externals.loky import cpu_count
 
@@ -202,25 +204,27 @@ def _rows_here(measure: Callable, missing: dict[str, dict], jobs: int) -> Iterat
     count = jobs if jobs > 0 else max(1, cpu_count() + 1 + jobs)
     while todo:
         suspects = yield from _until_one_dies(packed, todo, count)
-        for item, error in suspects:
-            yield _lost(*item, error) if len(suspects) == 1 else _alone(packed, *item)
+        for (key, configuration), error in suspects:
+            if len(suspects) == 1: yield _lost(key, configuration, error)
+            else: yield _alone(packed, key, configuration)
 
 # %% ../../nbs/studies/03_run.ipynb #rows-there
 def _outcomes(client: Any, packed: Packed, rows: dict[str, dict]) -> Iterator[tuple]:
     "Each row with its error, or None, and what came back, as the workers finish them."
     from distributed import as_completed
 
-    futures = client.map(_run_packed, [packed] * len(rows), *zip(*rows.items()), pure=False)
+    futures = client.map(_run_packed, [packed] * len(rows), [*rows], [*rows.values()], pure=False)
     items = dict(zip(futures, rows.items()))
     for future in as_completed(futures):
         if future.cancelled():
             raise ConnectionError("lost the scheduler: finished rows are kept, the same command "
                                   "continues")
-        error = future.exception()  # that no worker could do it; what `measure` raises is in the row
+        error = future.exception()  # of a worker; what `measure` raises is in the row
         yield items[future], error, future.result() if error is None else None
 
 
-def _rows_there(measure: Callable, missing: dict[str, dict], scheduler: str) -> Iterator[Row]:
+def _rows_there(measure: Callable, missing: dict[str, dict],
+                scheduler: str) -> Generator[Row, None, None]:
     """Rows as they are finished by the workers of a cluster.
 
     Raises `OSError` when the scheduler is not there.
@@ -236,9 +240,9 @@ def _rows_there(measure: Callable, missing: dict[str, dict], scheduler: str) -> 
         for (key, configuration), error, row in _outcomes(client, packed, missing):
             if isinstance(error, KilledWorker): suspects[key] = configuration
             else: yield row if error is None else _lost(key, configuration, error)
-        for item in suspects.items():
-            for item, error, row in _outcomes(client, packed, dict([item])):
-                yield row if error is None else _lost(*item, error)
+        for key, configuration in suspects.items():
+            for _, error, row in _outcomes(client, packed, {key: configuration}):
+                yield row if error is None else _lost(key, configuration, error)
 
 # %% ../../nbs/studies/03_run.ipynb #cell-032
 def run_study(
@@ -249,15 +253,15 @@ def run_study(
     progress: bool = True,  # whether to show a progress bar
     # dask scheduler, as in tcp://host:port: its workers instead of `jobs` processes here
     scheduler: str | None = None,
-) -> DataFrame:  # one row per configuration and seed: configuration, results, seconds, error, versions
+) -> DataFrame:  # configuration, results, seconds, error, code, versions; one row per job
     """Measure what is missing and return all rows.
 
     Interrupted runs continue; failed rows do not stop the others, and are tried again by the next
     run. Raises `RuntimeError` if code was edited since the study was made.
     """
     if code_version(study.measure) != study.code:
-        raise RuntimeError(f"the code of {study.name} was edited after it had been imported: restart "
-                           "Python, or load the study again")
+        raise RuntimeError(f"the code of {study.name} was edited after it had been imported: "
+                           "restart Python, or load the study again")
     results, keyed = Results(results_path(study, folder)), keyed_jobs(study)
     done = results.finished() & keyed.keys()
     missing = {key: configuration for key, configuration in keyed.items() if key not in done}

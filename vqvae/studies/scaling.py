@@ -75,7 +75,8 @@ def schedule(
     codebook_size: int,  # n
     learning: str,  # EMA, loss or defaults
     samples_per_code: int,  # S
-    revival: int = 6,  # samples per code without use after which a code is dead (defaults: 100 steps instead); 0: never
+    # samples per code without use after which a code is dead (defaults: 100 steps); 0: never
+    revival: int = 6,
 ) -> Schedule:
     """The same number of samples per code for every codebook size.
 
@@ -140,7 +141,7 @@ def step_cost(
     quantizer: VectorQuantizer,  # left as it is
     batch: int = 1024,  # latents per step, whatever the codebook size
     repeats: int = 3,  # rounds of timing
-) -> tuple[float, dict[str, float]]:  # seconds of a step; time_step (ratio), memory_saved, memory_state (bytes)
+) -> tuple[float, dict[str, float]]:  # seconds of a step; its ratio, bytes saved and of state
     "What a training step costs beside a product of latents (batch, dim) and codebook."
     quantizer = copy.deepcopy(quantizer).train()
     optimizer = _optimizer(quantizer)
@@ -173,11 +174,12 @@ def measure(
     dim: int,  # k
     codebook_size: int,  # n
     start: str,  # a key of STARTS
-    revival: int,  # samples per code without use after which a code is dead (defaults: 100 steps instead); 0: never
+    # samples per code without use after which a code is dead (defaults: 100 steps); 0: never
+    revival: int,
     learning: str,  # EMA, loss or defaults
     samples_per_code: int,  # S
     seed: int,  # of start, batches, held-out latents
-) -> dict[str, float]:  # distortion_start, distortion_at_4 …, distortion, usage, perplexity, time_…, memory_…
+) -> dict[str, float]:  # distortion, at the start and on the way; usage, perplexity, cost
     "Train one codebook and measure it."
     plan = schedule(codebook_size, learning, samples_per_code, revival)
     latents = partial(draw_latents, source, dim)
@@ -240,7 +242,7 @@ def _law(codebook_size: int, dim: int) -> float:
 
 def summarize(
     rows: pd.DataFrame,  # rows of the study
-) -> pd.DataFrame:  # one row per configuration; `over_law` is distortion / Zador's law, `perplexity` a share of n
+) -> pd.DataFrame:  # one row per configuration; `over_law` is over Zador's law, `perplexity` over n
     "Distortion, use of the codes and time of a step, with 95 % intervals."
     law = [_law(n, k) if s == "gaussian" else math.nan
            for s, k, n in zip(rows.source, rows.dim, rows.codebook_size)]

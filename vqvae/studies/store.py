@@ -109,7 +109,7 @@ class Results:
         rows = DataFrame([_row(*stored[key]) for key in keys if key in stored])
         if rows.empty: return DataFrame(columns=last)
         last = [name for name in last if name in rows]
-        return rows[[*rows.columns.drop(last), *last]]
+        return DataFrame(rows, columns=[*rows.columns.drop(last), *last])
 
 
 def _row(configuration: str, result: str, error: str | None, seconds: float,
@@ -137,8 +137,8 @@ def stored_rows(
     from pandas import DataFrame
 
     path = results_path(study, folder)
-    if not path.exists(): return DataFrame(columns=["seconds", "error", "code", *library_versions()])
-    return Results(path).frame(keyed_jobs(study))
+    if path.exists(): return Results(path).frame(keyed_jobs(study))
+    return DataFrame(columns=["seconds", "error", "code", *library_versions()])
 
 # %% ../../nbs/studies/02_store.ipynb #cell-041
 def save_rows(
@@ -147,7 +147,7 @@ def save_rows(
     command: str,  # what recomputes it
 ) -> None:
     "Write the finished rows as CSV under a heading of comments; whole or not at all."
-    rows = rows[rows["error"].isna()] if "error" in rows else rows
+    if "error" in rows: rows = rows.loc[rows["error"].isna()]
     made = {name: rows[name].unique().tolist() if name in rows else [value]
             for name, value in {"code": "unknown", **library_versions()}.items()}
     heading = {"command": command, "code": "",
@@ -167,7 +167,8 @@ def load_rows(
     lines = Path(path).read_text("utf-8").splitlines(keepends=True)
     count = next((i for i, line in enumerate(lines) if not line.startswith("# ")), len(lines))
     rows = read_rows("".join(lines[count:]))
-    rows.attrs = dict(re.split(": ?", line[2:].rstrip("\n"), maxsplit=1) for line in lines[:count])
+    pairs = (re.split(": ?", line[2:].rstrip("\n"), maxsplit=1) for line in lines[:count])
+    rows.attrs.update((name, value) for name, value in pairs)
     return rows
 
 # %% ../../nbs/studies/02_store.ipynb #code-note
@@ -176,7 +177,8 @@ def code_note(
     study: Study,  # the study that measures them
 ) -> str:  # Markdown
     "One sentence: whether stored rows were measured with the code that `study` has today."
-    codes = rows["code"].unique().tolist() if "code" in rows else [rows.attrs.get("code", "unknown")]
+    one = [rows.attrs.get("code", "unknown")]
+    codes = rows["code"].unique().tolist() if "code" in rows else one
     if codes == [study.code]: return f"Measured with code `{study.code}`, which is today's."
     again = f"today's is `{study.code}`: `vqvae study run {study.name}` measures them anew."
     if codes == ["unknown"]: return f"Measured with unknown, older code; {again}"

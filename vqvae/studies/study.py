@@ -41,7 +41,10 @@ def _plain(value: Any) -> Any:
 
 
 def _checked(configuration: Any) -> dict[str, Any]:
-    "A configuration of plain values; raise `TypeError` or `ValueError` for one that cannot be stored."
+    """A configuration of plain values.
+
+    Raises `TypeError` or `ValueError` for one that cannot be stored.
+    """
     if not isinstance(configuration, Mapping):
         raise TypeError(f"grid must hold dicts, got {type(configuration).__name__}")
     plain = _plain(dict(configuration))
@@ -136,5 +139,6 @@ def find_study(
     studies = {id(value): value for value in vars(module).values() if isinstance(value, Study)}
     own = [study for study in studies.values() if study.measure.__module__ == module.__name__]
     found = own if len(studies) > 1 else list(studies.values())
-    if len(found) != 1: raise ValueError(f"{module.__name__} must hold one Study, found {len(found)}")
+    if len(found) != 1:
+        raise ValueError(f"{module.__name__} must hold one Study, found {len(found)}")
     return found[0]

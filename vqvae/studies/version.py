@@ -15,7 +15,7 @@ import symtable
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 from textwrap import dedent
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -55,12 +55,14 @@ def find_source(
     package, *rest = module.split(".")
     try: spec = importlib.util.find_spec(package)
     except (ImportError, ValueError): return None
-    if spec is None or not spec.has_location and not spec.submodule_search_locations: return None
-    path = Path(spec.origin) if spec.has_location else None
+    if spec is None: return None
+    path = Path(spec.origin) if spec.has_location and spec.origin else None
     folders = [Path(folder) for folder in spec.submodule_search_locations or []]
-    if package not in follow and any(map(_is_installed, [path] if path else folders)): return None
+    if package not in follow and any(map(_is_installed, [path] if path else folders)):
+        return None
     for name in rest:
-        files = [folder / file for folder in folders for file in (f"{name}/__init__.py", f"{name}.py")]
+        places = (f"{name}/__init__.py", f"{name}.py")
+        files = [folder / place for folder in folders for place in places]
         path = next((file for file in files if file.is_file()), None)
         folders = [folder / name for folder in folders]
     return path if path and path.suffix == ".py" else None
@@ -91,7 +93,7 @@ def imported_modules(
     return found
 
 
-@lru_cache(maxsize=None)
+@cache
 def _read(path: str, package: str, changed: tuple[int, int]) -> tuple[str, frozenset[str]]:
     "A whole file: its canonical text and what it imports."
     tree = ast.parse(Path(path).read_bytes(), path)
@@ -158,14 +160,15 @@ def needed_statements(
 
 # %% ../../nbs/studies/01_version.ipynb #function-behind
 def _function(measure: Callable, held: list[str]) -> FunctionType:
-    """The function behind a partial, decorated or callable object; the values that come with it are
-    added to `held`.
+    """The function behind a partial, decorated or callable object.
+
+    The values that come with it are added to `held`.
 
     Raises `TypeError` or `ValueError` for what has no version.
     """
     function: Any = measure
     while not isinstance(function, FunctionType) or hasattr(function, "__wrapped__"):
-        if hasattr(function, "__wrapped__"): function = function.__wrapped__
+        if hasattr(function, "__wrapped__"): function = inspect.unwrap(function)
         elif isinstance(function, partial):
             held += map(ascii, (function.args, function.keywords))
             function = function.func
@@ -178,8 +181,8 @@ def _function(measure: Callable, held: list[str]) -> FunctionType:
         else: function = MethodType(type(function).__call__, function)
     held += [ascii(cell.cell_contents) for cell in function.__closure__ or ()]
     if unclear := [text for text in held if " at 0x" in text]:
-        raise TypeError(f"measure holds {unclear[0]}, whose value has no version: name it at the top "
-                        "of the module instead")
+        raise TypeError(f"measure holds {unclear[0]}, whose value has no version: name it at the "
+                        "top of the module instead")
     return function
 
 # %% ../../nbs/studies/01_version.ipynb #typed-function
@@ -197,8 +200,9 @@ def _names(code: CodeType) -> set[str]:
 
 
 def _typed(function: FunctionType, texts: dict[str, str]) -> set[str]:
-    """Add the source of a function that was typed in a notebook and of what it names there to
-    `texts`; the modules that these use.
+    """The modules that a function uses which was typed in a notebook.
+
+    Its source, and that of what it names there, are added to `texts`.
 
     Raises `ValueError` without a source.
     """
@@ -258,7 +262,8 @@ def code_sources(
     held: list[str] = []
     function = _function(measure, held)
     name, module = function.__qualname__.partition(".")[0], function.__module__
-    if function.__name__ == "<lambda>": raise ValueError("measure must have a name: use def, not lambda")
+    if function.__name__ == "<lambda>":
+        raise ValueError("measure must have a name: use def, not lambda")
     texts, path = {"": "\n".join(held)}, _file_of(function)
     if path is None: modules = _typed(function, texts)
     else: texts[module], modules = _part(module, path, name)
