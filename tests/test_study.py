@@ -71,17 +71,18 @@ def test_killed_study_continues_in_another_process_and_equals_an_undisturbed_one
     wait_until(lambda: held() or killed.poll() is not None)  # as a script, which here is a module
     wait_until(lambda: len(held()) == 4)
     killed.send_signal(signal.SIGKILL)
-    assert killed.communicate()[0].split() == versions
+    assert killed.stdout.readline().split() == versions
     study = find_study("held.py")
     assert len(stored_rows(study, "results")) == 3
     Path("hold").unlink()
-    rows = run_study(study, "results", progress=False)
+    assert killed.communicate(timeout=60) == ("", None)  # its worker has gone as well
+    rows = here(study, "results")
     # only that one twice
     assert sorted(held()) == sorted([*(f"{n} {seed}" for seed in range(4) for n in range(5)),
                                      "3 0"])
-    undisturbed = run_study(study, "other", progress=False)
+    undisturbed = here(study, "other")
     pd.testing.assert_frame_equal(rows.drop(columns="seconds"), undisturbed.drop(columns="seconds"))
-    held_again = run_study(study, "other", progress=False)
+    held_again = here(study, "other")
     pd.testing.assert_frame_equal(undisturbed, held_again)
     assert len(held()) == 41
 
