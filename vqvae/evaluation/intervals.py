@@ -24,6 +24,12 @@ def mean_interval(
     """Mean and half-width of Student's 95 % confidence interval.
 
     Raises `ValueError` without a value.
+
+    Args:
+        values: one number per seed
+
+    Returns:
+        mean, half-width of the 95 % interval (NaN for a single value)
     """
     from scipy.special import stdtrit
 
@@ -40,7 +46,16 @@ def summarize_rows(
     values: list[str],  # columns of results
 ) -> DataFrame:  # one row per configuration in order of appearance
     """Mean and 95 % interval over the seeds of each configuration: columns `value` and `± value`,
-    and `seeds`, their number; failed rows are left out."""
+    and `seeds`, their number; failed rows are left out.
+
+    Args:
+        rows: what `run_study` or `load_rows` returned
+        by: columns of the configuration
+        values: columns of results
+
+    Returns:
+        one row per configuration in order of appearance
+    """
     from pandas import DataFrame
 
     finished: Any = rows[rows["error"].isna()] if "error" in rows else rows
@@ -59,7 +74,14 @@ MADE_BY = ("seed", "seconds", "error", "code", "vqvae", "python", "torch", "nump
 def round_rows(
     rows: DataFrame,  # any table
 ) -> str:  # text with a line of names
-    "A table as CSV, numbers with six significant digits."
+    """A table as CSV, numbers with six significant digits.
+
+    Args:
+        rows: any table
+
+    Returns:
+        text with a line of names
+    """
     short = rows.map(lambda value: float(f"{value:.6g}") if isinstance(value, float) else value)
     return short.to_csv(index=False, lineterminator="\n")
 
@@ -67,7 +89,14 @@ def round_rows(
 def read_rows(
     text: str,  # what `round_rows` gave
 ) -> DataFrame:  # missing numbers are NaN; texts such as "NA" and "None" stay texts
-    "A table from CSV."
+    """A table from CSV.
+
+    Args:
+        text: what `round_rows` gave
+
+    Returns:
+        missing numbers are NaN; texts such as "NA" and "None" stay texts
+    """
     import pandas as pd
 
     return pd.read_csv(io.StringIO(text), keep_default_na=False, na_values=[""])
@@ -96,6 +125,14 @@ def compare_rows(
     They are `inside`, `moved`, `only committed`, `only measured` or `not judged: time`.
 
     Raises `ValueError` when columns of `by` are missing.
+
+    Args:
+        rows: what `run_study` returned
+        committed: what `load_rows` returned
+        by: columns of the configuration
+
+    Returns:
+        columns of `by`, result, committed, ±, measured, verdict
     """
     if absent := [name for name in by if name not in committed]:
         raise ValueError(f"the committed rows must have the columns {', '.join(by)}, and lack "

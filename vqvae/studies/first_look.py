@@ -84,7 +84,18 @@ def measure(
     steps: int,  # training steps
     seed: int,  # of weights, codes, order of the data
 ) -> dict[str, float]:  # distortion, bits per sample, perplexity, dead_codes, limit (or NaN)
-    "Train one model and measure it on held-out data."
+    """Train one model and measure it on held-out data.
+
+    Args:
+        task: gaussian, conv or transformer
+        quantizer: VQ, rotation VQ, Gumbel or FSQ
+        initialization: uniform, k-means, rate–distortion; anything else: none
+        steps: training steps
+        seed: of weights, codes, order of the data
+
+    Returns:
+        distortion, bits per sample, perplexity, dead_codes, limit (or NaN)
+    """
     dataset, (encoder, decoder) = _dataset(task), _autoencoder(task, seed)
     model = VQVAE(encoder, _quantizer(quantizer, encoder.dim, steps, seed), decoder)
     if initialization in _INITIALIZERS:
@@ -116,7 +127,14 @@ def _grid() -> list[dict]:
 def summarize(
     rows: pd.DataFrame,  # rows of the study
 ) -> pd.DataFrame:  # one row per task, quantizer and start
-    "Mean distortion with its 95 % interval, rate, use of the codes, limit."
+    """Mean distortion with its 95 % interval, rate, use of the codes, limit.
+
+    Args:
+        rows: rows of the study
+
+    Returns:
+        one row per task, quantizer and start
+    """
     table = summarize_rows(rows, ["task", "quantizer", "initialization"],
                            ["distortion", "bits", "perplexity", "dead_codes", "limit"])
     return table.drop(columns=["± bits", "± perplexity", "± dead_codes", "± limit"])
@@ -125,7 +143,14 @@ def summarize(
 def plot(
     rows: pd.DataFrame,  # rows of the study
 ) -> Figure:  # one panel per task
-    "Distortion of every method with its interval, and the limit where it is known."
+    """Distortion of every method with its interval, and the limit where it is known.
+
+    Args:
+        rows: rows of the study
+
+    Returns:
+        one panel per task
+    """
     import matplotlib.pyplot as plt
 
     table = summarize(rows)

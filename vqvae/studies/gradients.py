@@ -71,7 +71,14 @@ MINIMA = torch.tensor([[3.0, 2.0], [-2.805118, 3.131313], [-3.779310, -3.283186]
 def himmelblau(
     points: Tensor,  # (..., 2)
 ) -> Tensor:  # (x² + y − 11)² + (x + y² − 7)², at least 0, (...)
-    "Himmelblau's function; it is 0 at the four `MINIMA`."
+    """Himmelblau's function; it is 0 at the four `MINIMA`.
+
+    Args:
+        points: (..., 2)
+
+    Returns:
+        (x² + y − 11)² + (x + y² − 7)², at least 0, (...)
+    """
     x, y = points.unbind(-1)
     return (x.square() + y - 11).square() + (x + y.square() - 7).square()
 
@@ -330,7 +337,18 @@ def measure(
     seed: int,  # of the problem, the start, the weights, the order of the data
     **setting: str | float,  # what else the task asks for
 ) -> dict[str, float]:  # the task's numbers
-    "One estimator in one problem; raises `ValueError` for an unknown task or estimator."
+    """One estimator in one problem; raises `ValueError` for an unknown task or estimator.
+
+    Args:
+        task: bias, scale, gumbel, himmelblau, digits or patches
+        estimator: a name in ESTIMATORS, or a Gumbel-softmax where the task has one
+        codes: n, number of codes; of the cells in 4σ × 4σ for a lattice
+        seed: of the problem, the start, the weights, the order of the data
+        setting: what else the task asks for
+
+    Returns:
+        the task's numbers
+    """
     if task == "bias": return _bias(estimator, codes, seed, **setting)
     if task == "scale": return _scale(estimator, codes, seed, **setting)
     if task == "gumbel": return _gumbel(estimator, codes, seed, **setting)
@@ -401,7 +419,14 @@ def summarize(
     rows: pd.DataFrame,  # rows of the study
 ) -> pd.DataFrame:  # one row per task, setting and estimator
     """The main number of each task with its 95 % interval, and its difference from
-    straight-through, paired."""
+    straight-through, paired.
+
+    Args:
+        rows: rows of the study
+
+    Returns:
+        one row per task, setting and estimator
+    """
     tables = []
     for task, part in rows.groupby("task", sort=False):
         by = [name for name in _SETTINGS if name in part and part[name].notna().any()]
@@ -423,7 +448,14 @@ def plot(
     rows: pd.DataFrame,  # rows of the study
 ) -> Figure:  # a panel for the digits and one for the patches
     """Distortion on held-out images for every learning rule and estimator, with intervals over
-    seeds."""
+    seeds.
+
+    Args:
+        rows: rows of the study
+
+    Returns:
+        a panel for the digits and one for the patches
+    """
     import matplotlib.pyplot as plt
 
     fig, axes = plt.subplots(1, 2, figsize=(10, 4.4))

@@ -75,6 +75,14 @@ def table_bits(
     """Mean code length of `test` under the symbol frequencies of `train`.
 
     Raises `ValueError` for symbols out of range.
+
+    Args:
+        train: symbols of the training samples, int64, (n, m), each at least 0
+        test: symbols of the samples to send, int64, (n_test, m)
+        sizes: number of different symbols at each position, m numbers
+
+    Returns:
+        bits per sample
     """
     bits = 0.0
     for j, size in enumerate(sizes):
@@ -88,7 +96,13 @@ def table_bits(
 
 # %% ../../nbs/studies/09_images.ipynb #cell-014
 class Coded(NamedTuple):
-    "Held-out images after coding."
+    """Held-out images after coding.
+
+    Attributes:
+        x_recon: (N, 1, 8, 8), from 0 to 1
+        rate: bits per pixel under tables learned from training images
+        extra: what else was counted, by column name
+    """
     x_recon: Tensor  # (N, 1, 8, 8), from 0 to 1
     rate: float  # bits per pixel under tables learned from training images
     extra: dict[str, float]  # what else was counted, by column name
@@ -99,7 +113,16 @@ def pca_code(
     test: Tensor,  # images to code, same shape apart from n
     step: float,  # Δ, in units of a pixel
 ) -> Coded:  # with the number of components that are ever sent, `components`
-    "Principal components rounded to multiples of one step, entropy-coded by component."
+    """Principal components rounded to multiples of one step, entropy-coded by component.
+
+    Args:
+        train: training images, (n, 1, 8, 8), from 0 to 1
+        test: images to code, same shape apart from n
+        step: Δ, in units of a pixel
+
+    Returns:
+        with the number of components that are ever sent, `components`
+    """
     basis, mean = (part.double() for part in principal_components(train, PIXELS))
     y, y_test = ((x.flatten(1).double() - mean) @ basis for x in (train, test))
     low, high = (torch.round((part.sum(0) - mean @ basis) / step).long()
@@ -120,7 +143,16 @@ def pca_code(
 def scan_bytes(
     file: bytes,  # a baseline JPEG file with one scan
 ) -> int:  # bytes of entropy-coded data
-    "Length of the entropy-coded data, without headers, tables and end marker [@wallace1991jpeg]."
+    """Length of the entropy-coded data, without headers, tables and end marker.
+
+    Source: Wallace 1991.
+
+    Args:
+        file: a baseline JPEG file with one scan
+
+    Returns:
+        bytes of entropy-coded data
+    """
     at = 2
     while file[at + 1] != 0xDA:
         at += 2 + int.from_bytes(file[at + 2:at + 4], "big")  # to the start of scan
@@ -132,7 +164,17 @@ def jpeg_file(
     columns: int,  # images side by side, a divisor of N
     **options,  # of Pillow: quality, qtables, optimize
 ) -> tuple[Tensor, bytes]:  # decoded images, same shape, and the file
-    "Lay images out as one picture, compress it with Pillow, and cut the decoded picture up again."
+    """Lay images out as one picture, compress it with Pillow, and cut the decoded picture up
+    again.
+
+    Args:
+        x: images, (N, 1, 8, 8), from 0 to 1
+        columns: images side by side, a divisor of N
+        options: of Pillow: quality, qtables, optimize
+
+    Returns:
+        decoded images, same shape, and the file
+    """
     picture = unpatchify(x.reshape(1, -1, columns, PIXELS), 1, SIDE)[0, 0]
     file = io.BytesIO()
     Image.fromarray((255 * picture).round().byte().numpy()).save(file, "JPEG", **options)
@@ -146,7 +188,16 @@ def jpeg_code(
     **options,  # of Pillow: quality or qtables
 ) -> Coded:  # with `rate_file` of the whole file and `rate_shuffled`, bits per pixel
     """One JPEG picture of all images; its rate is that of the scan alone, with Huffman tables
-    fitted to it."""
+    fitted to it.
+
+    Args:
+        test: images to code, (N, 1, 8, 8), from 0 to 1; neighbours follow one another
+        seed: of the shuffled order
+        options: of Pillow: quality or qtables
+
+    Returns:
+        with `rate_file` of the whole file and `rate_shuffled`, bits per pixel
+    """
     order = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))
     x_recon, file = jpeg_file(test, 1, optimize=True, **options)
     _, shuffled = jpeg_file(test[order], 1, optimize=True, **options)
@@ -172,6 +223,16 @@ def kmeans_code(
     """Each block of pixels replaced by its nearest centre.
 
     Raises `ValueError` for numbers of blocks that do not fit.
+
+    Args:
+        train: training images, (n, 1, 8, 8)
+        test: images to code, same shape apart from n
+        tokens: blocks per image: 1, 4, 16
+        codes: codebook size
+        seed: of k-means
+
+    Returns:
+        nothing extra
     """
     grid = _blocks_per_side(tokens)
     generator = torch.Generator().manual_seed(seed)
@@ -195,6 +256,13 @@ class TokenLinearEncoder(LearnedLinearEncoder):
         tokens: int,  # latent vectors per sample
         dim: int,  # size of a latent vector
     ) -> None:
+        """A trainable linear map from images to several latent vectors.
+
+        Args:
+            sample_shape: shape of one sample
+            tokens: latent vectors per sample
+            dim: size of a latent vector
+        """
         super().__init__(sample_shape, tokens * dim)
         self.tokens, self.dim = tokens, dim
 
@@ -202,7 +270,14 @@ class TokenLinearEncoder(LearnedLinearEncoder):
         self,
         x: Tensor,  # samples, (B, *sample_shape)
     ) -> Tensor:  # latents, (B, tokens, dim)
-        "Encode a batch; raises `ValueError` for samples of another shape."
+        """Encode a batch; raises `ValueError` for samples of another shape.
+
+        Args:
+            x: samples, (B, *sample_shape)
+
+        Returns:
+            latents, (B, tokens, dim)
+        """
         return super().forward(x).unflatten(-1, (self.tokens, self.dim))
 
 
@@ -215,6 +290,13 @@ class TokenLinearDecoder(LearnedLinearDecoder):
         dim: int,  # size of a latent vector
         sample_shape: tuple[int, ...],  # shape of one sample
     ) -> None:
+        """A trainable linear map from several latent vectors to images.
+
+        Args:
+            tokens: latent vectors per sample
+            dim: size of a latent vector
+            sample_shape: shape of one sample
+        """
         super().__init__(tokens * dim, sample_shape)
         self.tokens, self.dim = tokens, dim
 
@@ -222,7 +304,14 @@ class TokenLinearDecoder(LearnedLinearDecoder):
         self,
         z: Tensor,  # latents, (B, tokens, dim)
     ) -> Tensor:  # samples, (B, *sample_shape)
-        "Decode a batch; raises `ValueError` for latents of another shape."
+        """Decode a batch; raises `ValueError` for latents of another shape.
+
+        Args:
+            z: latents, (B, tokens, dim)
+
+        Returns:
+            samples, (B, *sample_shape)
+        """
         return self.linear(check_latents(z, self.dim, (self.tokens,)).flatten(1)).unflatten(
             -1, self.sample_shape
         )
@@ -234,7 +323,16 @@ def block_components(
     dim: int,  # components of each block
 ) -> tuple[Tensor, Tensor]:  # orthonormal rows (tokens * dim, 64), block by block; mean image (64,)
     """Principal components of square blocks, the same for every block, as linear functions of the
-    whole image."""
+    whole image.
+
+    Args:
+        train: images, (n, 1, 8, 8)
+        tokens: blocks per image: 1, 4, 16
+        dim: components of each block
+
+    Returns:
+        orthonormal rows (tokens * dim, 64), block by block; mean image (64,)
+    """
     grid = _blocks_per_side(tokens)
     side = SIDE // grid
     basis, mean = principal_components(patchify(train, side).flatten(0, 2), dim)
@@ -250,7 +348,17 @@ def autoencoder(
     tokens: int,  # latent vectors per image: 1, 4, 16
     seed: int,  # of the weights
 ) -> tuple[BaseEncoder, BaseDecoder]:  # untrained
-    "Encoder and decoder of a method; raises `ValueError` for another name."
+    """Encoder and decoder of a method; raises `ValueError` for another name.
+
+    Args:
+        method: linear, conv or transformer
+        train: images that the linear start is computed from, (n, 1, 8, 8)
+        tokens: latent vectors per image: 1, 4, 16
+        seed: of the weights
+
+    Returns:
+        untrained
+    """
     dim, side = (size // _blocks_per_side(tokens) for size in (16, SIDE))
     if method == "conv":
         return (ConvEncoder(1, dim, side, hidden=32, residual_blocks=1, seed=seed),
@@ -286,7 +394,19 @@ def train_autoencoder(
     steps: int,  # training steps, more than 150
     seed: int,  # of weights, codes, order of the data
 ) -> VQVAE:  # in evaluation mode
-    "Warm up without quantization, start the codebook by k-means, train."
+    """Warm up without quantization, start the codebook by k-means, train.
+
+    Args:
+        method: linear, conv or transformer
+        dataset: standardized images (1, 8, 8)
+        tokens: latent vectors per image: 1, 4, 16
+        codes: codebook size
+        steps: training steps, more than 150
+        seed: of weights, codes, order of the data
+
+    Returns:
+        in evaluation mode
+    """
     encoder, decoder = autoencoder(method, dataset.train, tokens, seed)
     quantizer = VectorQuantizer(encoder.dim, codes, estimator=_unquantized,
                                 learning=EMALearning(decay=0.95),
@@ -317,7 +437,20 @@ def autoencoder_code(
     steps: int,  # training steps, more than 150
     seed: int,  # of weights, codes, order of the data
 ) -> Coded:  # with `train_distortion` and `dead_codes`, counted on training images
-    "Train an autoencoder and code held-out images with it."
+    """Train an autoencoder and code held-out images with it.
+
+    Args:
+        method: linear, conv or transformer
+        train: training images, (n, 1, 8, 8), from 0 to 1
+        test: images to code, same shape apart from n
+        tokens: latent vectors per image: 1, 4, 16
+        codes: codebook size
+        steps: training steps, more than 150
+        seed: of weights, codes, order of the data
+
+    Returns:
+        with `train_distortion` and `dead_codes`, counted on training images
+    """
     mean, scale = train.mean(), train.std()
     dataset = InMemoryDataset((train - mean) / scale, (test - mean) / scale)
     model = train_autoencoder(method, dataset, tokens, codes, steps, seed)
@@ -353,7 +486,20 @@ def measure(
     steps: int,  # training steps; 0 for methods without training
     seed: int,  # of the training images, and of everything random
 ) -> dict[str, float]:  # distortion, rate, gaussian (distortion there), rate_nominal, counts
-    "Code held-out images; distortion per pixel, rates in bits per pixel."
+    """Code held-out images; distortion per pixel, rates in bits per pixel.
+
+    Args:
+        dataset: digits or photographs
+        method: linear, conv, transformer, k-means, PCA, JPEG or JPEG, flat
+        tokens: indices per image: 1, 4, 16; 0 for methods without a codebook
+        setting: codes; step of PCA in units of a pixel; quality of JPEG; step of the flat JPEG
+            in grey values
+        steps: training steps; 0 for methods without training
+        seed: of the training images, and of everything random
+
+    Returns:
+        distortion, rate, gaussian (distortion there), rate_nominal, counts
+    """
     coded, test = _code(dataset, method, tokens, setting, steps, seed), _dataset(dataset, seed).test
     spectrum = torch.linalg.eigvalsh(torch.cov(test.flatten(1).double().T)).clamp(min=0)
     gaussian = water_filling(spectrum, PIXELS * coded.rate).distortion.item()
@@ -387,7 +533,15 @@ def with_gains(
     others: tuple[str, ...] = ("PCA", "JPEG", "JPEG, flat"),  # methods with a curve
 ) -> pd.DataFrame:  # the same rows with `psnr` and `over ...`: dB at equal rate, dataset and seed
     """PSNR in dB, and how far it lies above the curves of other methods; NaN outside of the rates
-    that they reach."""
+    that they reach.
+
+    Args:
+        rows: rows of the study
+        others: methods with a curve
+
+    Returns:
+        the same rows with `psnr` and `over ...`: dB at equal rate, dataset and seed
+    """
     rows = rows.assign(psnr=-10 * np.log10(rows.distortion))
     for other in others:
         rows[f"over {other}"] = math.nan
@@ -402,7 +556,15 @@ def with_gains(
 def summarize(
     rows: pd.DataFrame,  # rows of the study
 ) -> pd.DataFrame:  # one row per dataset and autoencoder
-    "Rates, PSNR and the distance in dB from PCA and both JPEGs at equal bits, with 95 % intervals."
+    """Rates, PSNR and the distance in dB from PCA and both JPEGs at equal bits, with 95 %
+    intervals.
+
+    Args:
+        rows: rows of the study
+
+    Returns:
+        one row per dataset and autoencoder
+    """
     values = ["rate_nominal", "rate", "psnr", "over PCA", "over JPEG", "over JPEG, flat"]
     coded = with_gains(rows).query("tokens > 0")
     table = summarize_rows(coded, ["dataset", "method", "tokens", "setting", "steps"], values)
@@ -412,8 +574,16 @@ def summarize(
 def plot(
     rows: pd.DataFrame,  # rows of the study
 ) -> Figure:  # one panel per dataset
-    """PSNR over rate: curves of the methods without training, points of the codebooks, the Gaussian
-    reference."""
+    """PSNR over rate: curves of the methods without training, points of the codebooks, the
+    Gaussian
+    reference.
+
+    Args:
+        rows: rows of the study
+
+    Returns:
+        one panel per dataset
+    """
     import matplotlib.pyplot as plt
 
     rows = rows[rows.steps <= 400]

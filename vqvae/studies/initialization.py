@@ -36,7 +36,15 @@ def source_variances(
     spectrum: str,  # equal or unequal
     dim: int,  # k
 ) -> Tensor:  # λ, variances of the coordinates, mean 1, (dim,), float64
-    "Variances of a source of the study. Raises `ValueError` for an unknown spectrum."
+    """Variances of a source of the study. Raises `ValueError` for an unknown spectrum.
+
+    Args:
+        spectrum: equal or unequal
+        dim: k
+
+    Returns:
+        λ, variances of the coordinates, mean 1, (dim,), float64
+    """
     if spectrum == "equal": return torch.ones(dim, dtype=torch.float64)
     if spectrum != "unequal":
         raise ValueError(f"spectrum must be equal or unequal, got {spectrum!r}")
@@ -69,7 +77,19 @@ def training(
     batch_size: int = 512,  # latents per step
     learning_rate: float = 0.03,  # of Adam at the first step; falls linearly to 0
 ) -> Iterator[int]:  # number of steps done: 0, 1, …, steps
-    "Train a codebook on fresh latents, by gradient or by moving averages, whichever it learns by."
+    """Train a codebook on fresh latents, by gradient or by moving averages, whichever it learns
+    by.
+
+    Args:
+        quantizer: trained in place
+        draw: number -> that many fresh latents, (number, dim)
+        steps: training steps
+        batch_size: latents per step
+        learning_rate: of Adam at the first step; falls linearly to 0
+
+    Returns:
+        number of steps done: 0, 1, …, steps
+    """
     parameters = list(quantizer.parameters())
     optimizer = torch.optim.Adam(parameters) if parameters else None
     for step in range(steps):
@@ -106,8 +126,24 @@ def measure(
     steps: int,  # of training
     seed: int,  # of the data and of the codes
 ) -> dict[str, float]:  # after_0 … after_100, trained; used_…, perplexity_…: start, trained
-    """Initialize a codebook, train it, judge it on held-out latents at the start, on the way and at
-    the end."""
+    """Initialize a codebook, train it, judge it on held-out latents at the start, on the way and
+    at
+    the end.
+
+    Args:
+        spectrum: equal or unequal
+        dim: k
+        codebook_size: n
+        initialization: one of `INITIALIZERS`, or reference
+        samples: latents that initialization sees
+        scale: factor on the codes after initialization
+        learning: loss or ema
+        steps: of training
+        seed: of the data and of the codes
+
+    Returns:
+        after_0 … after_100, trained; used_…, perplexity_…: start, trained
+    """
     deviations = source_variances(spectrum, dim).sqrt().float()
     generator = torch.Generator().manual_seed(seed)
     draw = lambda number: torch.randn(number, dim, generator=generator) * deviations
@@ -166,7 +202,14 @@ def _grid() -> list[dict]:
 def main_rows(
     rows: pd.DataFrame,  # rows of the study
 ) -> pd.DataFrame:  # those of the six starts as they are, under the main training
-    "Leave out the smaller questions and the reference."
+    """Leave out the smaller questions and the reference.
+
+    Args:
+        rows: rows of the study
+
+    Returns:
+        those of the six starts as they are, under the main training
+    """
     usual = (
         (rows.samples == np.clip(4 * rows.codebook_size, 1024, 20480))
         & (rows.scale == 1)
@@ -184,7 +227,14 @@ def summarize(
     rows: pd.DataFrame,  # rows of the study
 ) -> pd.DataFrame:  # one row per spectrum, dimension, number of codes and start
     """Distortion at the start and when trained, with 95 % intervals, codes in use, and the limit;
-    main grid only."""
+    main grid only.
+
+    Args:
+        rows: rows of the study
+
+    Returns:
+        one row per spectrum, dimension, number of codes and start
+    """
     table = summarize_rows(main_rows(rows), [*_CELL, "initialization"],
                            ["after_0", "trained", "used_trained"])
     table.insert(3, "bits per dimension", np.log2(table.codebook_size) / table.dim)
@@ -234,7 +284,14 @@ def _draw_trained(ax: Axes, trained: pd.DataFrame, reference: pd.Series, spectru
 def plot(
     rows: pd.DataFrame,  # rows of the study
 ) -> Figure:  # four panels: before and after training, equal and unequal spectrum
-    "Six starts of 256 codes over the dimension."
+    """Six starts of 256 codes over the dimension.
+
+    Args:
+        rows: rows of the study
+
+    Returns:
+        four panels: before and after training, equal and unequal spectrum
+    """
     import matplotlib.pyplot as plt
 
     table, trained = (
@@ -268,7 +325,15 @@ def excess_over_best(
     rows: pd.DataFrame,  # rows of the study
     column: str,  # after_0 … after_100 or trained
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # mean, half-width of the interval, in %; cells by starts
-    "How far each start is above the best of its cell, seed by seed."
+    """How far each start is above the best of its cell, seed by seed.
+
+    Args:
+        rows: rows of the study
+        column: after_0 … after_100 or trained
+
+    Returns:
+        mean, half-width of the interval, in %; cells by starts
+    """
     mean, half = {}, {}
     for cell, part in main_rows(rows).groupby(_CELL, sort=False):
         values = part.pivot(index="seed", columns="initialization",

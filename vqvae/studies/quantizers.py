@@ -114,7 +114,15 @@ def index_rates(
     """What an index costs when it is entropy coded: from below, corrected for counting, and
     from above.
 
-    Raises `ValueError` for counts of different shapes. Source of the correction: Miller 1955."""
+    Raises `ValueError` for counts of different shapes. Source of the correction: Miller 1955.
+
+    Args:
+        counts: how often each code was chosen on held-out samples, (n,)
+        training: the same on training samples, (n,)
+
+    Returns:
+        entropy, corrected, coded: bits per index
+    """
     if counts.shape != training.shape:
         raise ValueError(f"training must have the shape of counts, {tuple(counts.shape)}, got "
                          f"{tuple(training.shape)}")
@@ -165,7 +173,15 @@ def saved_megabytes(
     quantizer: BaseQuantizer,  # in training mode
     z: Tensor,  # latents, (N, dim)
 ) -> float:  # 10⁶ bytes
-    "What autograd keeps for the backward pass of a step, parameters and input left out."
+    """What autograd keeps for the backward pass of a step, parameters and input left out.
+
+    Args:
+        quantizer: in training mode
+        z: latents, (N, dim)
+
+    Returns:
+        10⁶ bytes
+    """
     x, kept = z.clone().requires_grad_(), {}
     known = {p.untyped_storage().data_ptr()
              for p in [x, *quantizer.parameters(), *quantizer.buffers()]}
@@ -186,7 +202,19 @@ def measure(
     learning_rate: float,  # of Adam at the first step
     seed: int,  # of weights, codes, order of the data
 ) -> dict[str, float]:  # distortion per dimension; rates in bits per sample; use; cost of a step
-    "Train one model, measure it on held-out data, and time a step of its quantizer."
+    """Train one model, measure it on held-out data, and time a step of its quantizer.
+
+    Args:
+        task: gaussian, digits or patches
+        quantizer: a name that `_quantizer` knows
+        start: k-means; anything else: what the quantizer has by itself
+        bits: nominal bits per vector
+        learning_rate: of Adam at the first step
+        seed: of weights, codes, order of the data
+
+    Returns:
+        distortion per dimension; rates in bits per sample; use; cost of a step
+    """
     data, model = _dataset(task), _model(task, quantizer, start, bits, seed)
     trainer = Trainer(model, optimizer=lambda p: torch.optim.Adam(p, lr=learning_rate),
                       clip_norm=1.0, seed=seed,
@@ -218,7 +246,14 @@ _TRIED = {"gaussian": (1e-3, 3e-3, 1e-2, 3e-2), "digits": (3e-3, 1e-2)}
 def tuning_study(
     task: str,  # gaussian or digits
 ) -> Study:  # every quantizer with every learning rate that was tried
-    "The rows that the learning rates of a task were chosen from."
+    """The rows that the learning rates of a task were chosen from.
+
+    Args:
+        task: gaussian or digits
+
+    Returns:
+        every quantizer with every learning rate that was tried
+    """
     grid = [{"task": task, "quantizer": name, "start": "–" if name == "FSQ" else "k-means",
              "bits": 8, "learning_rate": rate} for name in _LEARNING_RATES[task]
             for rate in _TRIED[task]]
@@ -253,7 +288,14 @@ def summarize(
     rows: pd.DataFrame,  # rows of the study
 ) -> pd.DataFrame:  # one row per task, quantizer, start and bits
     """Distortion, rates, use, cost with intervals; on the Gaussian source `nominal_gap`,
-    `coded_gap`: bits above R(D)."""
+    `coded_gap`: bits above R(D).
+
+    Args:
+        rows: rows of the study
+
+    Returns:
+        one row per task, quantizer, start and bits
+    """
     rows = rows.assign(nominal_gap=np.nan, coded_gap=np.nan)
     known = rows.task == "gaussian"
     if known.any():
@@ -277,7 +319,15 @@ def paired_differences(
     reference: str = "VQ EMA revival",  # quantizer to compare with, from its k-means start
 ) -> pd.DataFrame:  # task, quantizer, start, bits, difference and its half-width, in per cent
     """Difference in distortion from a reference at the same task, bits and seed, with its 95 %
-    interval over seeds."""
+    interval over seeds.
+
+    Args:
+        rows: rows of the study
+        reference: quantizer to compare with, from its k-means start
+
+    Returns:
+        task, quantizer, start, bits, difference and its half-width, in per cent
+    """
     at = ["task", "bits", "seed"]
     base = rows[(rows.quantizer == reference) & (rows.start != "uniform")].set_index(at).distortion
     if base.empty:
@@ -295,8 +345,16 @@ _STYLES = {"VQ loss revival": (PALETTE[0], "s"), "VQ EMA revival": (PALETTE[1], 
 def plot(
     rows: pd.DataFrame,  # rows of the study
 ) -> Figure:  # a row per task with several rates, a column per kind of rate
-    """Distortion against the nominal and against the entropy-coded rate, with the limit where it is
-    known."""
+    """Distortion against the nominal and against the entropy-coded rate, with the limit where it
+    is
+    known.
+
+    Args:
+        rows: rows of the study
+
+    Returns:
+        a row per task with several rates, a column per kind of rate
+    """
     import matplotlib.pyplot as plt
 
     table = summarize(rows)

@@ -77,7 +77,11 @@ def _run_row(measure: Callable, key: str, configuration: dict) -> Row:
 
 # %% ../../nbs/studies/03_run.ipynb #packed
 class Packed(NamedTuple):
-    "A function to be sent to another process."
+    """A function to be sent to another process.
+
+    Attributes:
+        modules: of this package, to be in the same version there
+    """
     pickled: bytes
     modules: tuple[str, ...]  # of this package, to be in the same version there
     version: str
@@ -256,8 +260,21 @@ def run_study(
 ) -> DataFrame:  # configuration, results, seconds, error, code, versions; one row per job
     """Measure what is missing and return all rows.
 
-    Interrupted runs continue; failed rows do not stop the others, and are tried again by the next
+    Interrupted runs continue; failed rows do not stop the others, and are tried again by the
+    next
     run. Raises `RuntimeError` if code was edited since the study was made.
+
+    Args:
+        study: what to measure
+        folder: results go to folder/name/results.sqlite
+        jobs: processes; -1 for one per core; 0 for this one, where a debugger works and a kill
+            ends all
+        progress: whether to show a progress bar
+        scheduler: dask scheduler, as in tcp://host:port: its workers instead of `jobs`
+            processes here
+
+    Returns:
+        configuration, results, seconds, error, code, versions; one row per job
     """
     if code_version(study.measure) != study.code:
         raise RuntimeError(f"the code of {study.name} was edited after it had been imported: "

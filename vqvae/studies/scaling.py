@@ -56,7 +56,18 @@ def draw_latents(
     generator: torch.Generator,  # which
     split: str = "train",  # train or test: which part of the photographs
 ) -> Tensor:  # (count, k), variance 1 per dimension on average
-    "Latents of a source; raises `ValueError` for an unknown one."
+    """Latents of a source; raises `ValueError` for an unknown one.
+
+    Args:
+        source: gaussian or patches
+        dim: k
+        count: how many
+        generator: which
+        split: train or test: which part of the photographs
+
+    Returns:
+        (count, k), variance 1 per dimension on average
+    """
     if source == "gaussian": return torch.randn(count, dim, generator=generator)
     if source != "patches": raise ValueError(f"source must be gaussian or patches, got {source!r}")
     pool = _patches(dim)[["train", "test"].index(split)]
@@ -64,7 +75,14 @@ def draw_latents(
 
 # %% ../../nbs/studies/08_scaling.ipynb #cell-010
 class Schedule(NamedTuple):
-    "How a codebook is trained."
+    """How a codebook is trained.
+
+    Attributes:
+        batch: latents per step
+        steps: training steps
+        decay: of the moving averages; None: growing memory
+        idle: steps after which an unused code is dead; 0: never
+    """
     batch: int  # latents per step
     steps: int  # training steps
     decay: float | None  # of the moving averages; None: growing memory
@@ -81,6 +99,13 @@ def schedule(
     """The same number of samples per code for every codebook size.
 
     Raises `ValueError` for an unknown `learning`.
+
+    Args:
+        codebook_size: n
+        learning: EMA, loss or defaults
+        samples_per_code: S
+        revival: samples per code without use after which a code is dead (defaults: 100 steps);
+            0: never
     """
     if learning == "defaults":
         return Schedule(64, samples_per_code * codebook_size // 64, 0.99, 100 if revival else 0)
@@ -111,7 +136,15 @@ def held_out_distortion(
     quantizer: VectorQuantizer,  # any state
     z: Tensor,  # latents, (N, dim)
 ) -> float:  # squared error per dimension
-    "Distortion in evaluation mode; nothing is changed."
+    """Distortion in evaluation mode; nothing is changed.
+
+    Args:
+        quantizer: any state
+        z: latents, (N, dim)
+
+    Returns:
+        squared error per dimension
+    """
     with evaluating(quantizer):
         return sum(quantizer(block)[2]["distances"].double().sum().item()
                    for block in z.split(8192)) / z.numel()
@@ -122,7 +155,16 @@ def train_step(
     z: Tensor,  # latents, (B, dim)
     optimizer: Optimizer | None,  # of the codebook, if it learns by loss
 ) -> Tensor:  # indices, (B,)
-    "One step of the codebook alone."
+    """One step of the codebook alone.
+
+    Args:
+        quantizer: in training mode
+        z: latents, (B, dim)
+        optimizer: of the codebook, if it learns by loss
+
+    Returns:
+        indices, (B,)
+    """
     _, indices, info = quantizer(z)
     if optimizer is not None:
         optimizer.zero_grad()
@@ -142,7 +184,16 @@ def step_cost(
     batch: int = 1024,  # latents per step, whatever the codebook size
     repeats: int = 3,  # rounds of timing
 ) -> tuple[float, dict[str, float]]:  # seconds of a step; its ratio, bytes saved and of state
-    "What a training step costs beside a product of latents (batch, dim) and codebook."
+    """What a training step costs beside a product of latents (batch, dim) and codebook.
+
+    Args:
+        quantizer: left as it is
+        batch: latents per step, whatever the codebook size
+        repeats: rounds of timing
+
+    Returns:
+        seconds of a step; its ratio, bytes saved and of state
+    """
     quantizer = copy.deepcopy(quantizer).train()
     optimizer = _optimizer(quantizer)
     z = torch.randn(batch, quantizer.dim, generator=step_generator(0, 0))
@@ -180,7 +231,22 @@ def measure(
     samples_per_code: int,  # S
     seed: int,  # of start, batches, held-out latents
 ) -> dict[str, float]:  # distortion, at the start and on the way; usage, perplexity, cost
-    "Train one codebook and measure it."
+    """Train one codebook and measure it.
+
+    Args:
+        source: gaussian or patches
+        dim: k
+        codebook_size: n
+        start: a key of STARTS
+        revival: samples per code without use after which a code is dead (defaults: 100 steps);
+            0: never
+        learning: EMA, loss or defaults
+        samples_per_code: S
+        seed: of start, batches, held-out latents
+
+    Returns:
+        distortion, at the start and on the way; usage, perplexity, cost
+    """
     plan = schedule(codebook_size, learning, samples_per_code, revival)
     latents = partial(draw_latents, source, dim)
     held, batches, begin = (latents(2**14, step_generator(seed, 1), "test"),
@@ -243,7 +309,14 @@ def _law(codebook_size: int, dim: int) -> float:
 def summarize(
     rows: pd.DataFrame,  # rows of the study
 ) -> pd.DataFrame:  # one row per configuration; `over_law` is over Zador's law, `perplexity` over n
-    "Distortion, use of the codes and time of a step, with 95 % intervals."
+    """Distortion, use of the codes and time of a step, with 95 % intervals.
+
+    Args:
+        rows: rows of the study
+
+    Returns:
+        one row per configuration; `over_law` is over Zador's law, `perplexity` over n
+    """
     law = [_law(n, k) if s == "gaussian" else math.nan
            for s, k, n in zip(rows.source, rows.dim, rows.codebook_size)]
     rows = rows.assign(over_law=rows.distortion / law,
@@ -257,7 +330,15 @@ def at_stage(
     rows: pd.DataFrame,  # rows of the study
     samples_per_code: int,  # 4, 16 or 64
 ) -> pd.DataFrame:  # the same columns; `distortion` is that after so many samples per code
-    "Runs as they stood at a point of their training that they all passed."
+    """Runs as they stood at a point of their training that they all passed.
+
+    Args:
+        rows: rows of the study
+        samples_per_code: 4, 16 or 64
+
+    Returns:
+        the same columns; `distortion` is that after so many samples per code
+    """
     finished = rows[rows.samples_per_code == samples_per_code]
     longer = rows[rows.samples_per_code > samples_per_code]
     longer = longer.assign(distortion=longer[f"distortion_at_{samples_per_code}"],
@@ -270,7 +351,16 @@ def fit_slopes(
     by: list[str],  # columns that tell curves apart
     smallest: int = 256,  # codebook size from which on the curve is fitted
 ) -> pd.DataFrame:  # one row per curve: up_to (largest size), slope, ± slope, seeds
-    "Exponent of the distortion in the codebook size, with 95 % intervals over the seeds."
+    """Exponent of the distortion in the codebook size, with 95 % intervals over the seeds.
+
+    Args:
+        rows: rows of the study
+        by: columns that tell curves apart
+        smallest: codebook size from which on the curve is fitted
+
+    Returns:
+        one row per curve: up_to (largest size), slope, ± slope, seeds
+    """
     table = []
     for names, curve in rows[rows.codebook_size >= smallest].groupby(by, sort=False):
         slopes = [np.polyfit(np.log(c.codebook_size), np.log(c.distortion), 1)[0]
@@ -287,7 +377,14 @@ def curve(
     value: str,  # which column
     **style: object,  # colour, marker, label
 ) -> None:
-    "Draw a column over the codebook size with its interval."
+    """Draw a column over the codebook size with its interval.
+
+    Args:
+        ax: logarithmic in the codebook size afterwards
+        part: one row per codebook size, from `summarize`
+        value: which column
+        style: colour, marker, label
+    """
     part = part.sort_values("codebook_size")
     ax.errorbar(part.codebook_size, part[value], yerr=part[f"± {value}"], capsize=3,
                 **{"fmt": "o-", "ms": 5, **style})
@@ -300,7 +397,14 @@ def curve(
 def plot(
     rows: pd.DataFrame,  # rows of the study
 ) -> Figure:  # distortion over codebook size; the same in four dimensions as a multiple of D(R)
-    "Distortion of trained codebooks beside every limit that is known."
+    """Distortion of trained codebooks beside every limit that is known.
+
+    Args:
+        rows: rows of the study
+
+    Returns:
+        distortion over codebook size; the same in four dimensions as a multiple of D(R)
+    """
     import matplotlib.pyplot as plt
 
     rows = rows[(rows.source == "gaussian") & (rows.learning == "EMA") & (rows.revival == 0)]

@@ -34,7 +34,15 @@ def row_key(
     configuration: dict[str, Any],  # plain values
     code: str,  # what `code_version` gave
 ) -> str:  # 32 hexadecimal digits
-    "Name of a row by content: the same configuration under the same code has the same key."
+    """Name of a row by content: the same configuration under the same code has the same key.
+
+    Args:
+        configuration: plain values
+        code: what `code_version` gave
+
+    Returns:
+        32 hexadecimal digits
+    """
     text = json.dumps([configuration, code], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -42,7 +50,14 @@ def row_key(
 def keyed_jobs(
     study: Study,  # any
 ) -> dict[str, dict[str, Any]]:  # configurations, seed included, by key
-    "Every job of a study under its key."
+    """Every job of a study under its key.
+
+    Args:
+        study: any
+
+    Returns:
+        configurations, seed included, by key
+    """
     return {row_key(job, study.code): job for job in study.jobs()}
 
 
@@ -84,7 +99,16 @@ class Results:
         versions: dict[str, str],  # of the code and of the libraries that ran
     ) -> None:
         """Keep one row, at once and whole; it takes the place of a failed one, never of a finished
-        one."""
+        one.
+
+        Args:
+            key: what `row_key` gave
+            configuration: plain values
+            result: named numbers; None for a failed row
+            error: traceback of a failed row
+            seconds: how long it took
+            versions: of the code and of the libraries that ran
+        """
         row = (key, json.dumps(configuration), json.dumps(result), error, seconds,
                json.dumps(versions))
         with self._connect() as base:
@@ -100,7 +124,14 @@ class Results:
         self,
         keys: Iterable[str],  # of the rows, in the order that is wanted
     ) -> DataFrame:  # columns: configuration, results, seconds, error, code, versions of libraries
-        "The rows under these keys that are there."
+        """The rows under these keys that are there.
+
+        Args:
+            keys: of the rows, in the order that is wanted
+
+        Returns:
+            columns: configuration, results, seconds, error, code, versions of libraries
+        """
         from pandas import DataFrame
 
         last = ["seconds", "error", "code", *library_versions()]
@@ -125,7 +156,15 @@ def results_path(
     study: Study,  # any
     folder: str | Path,  # of all studies
 ) -> Path:  # its SQLite file
-    "Where the rows of a study are."
+    """Where the rows of a study are.
+
+    Args:
+        study: any
+        folder: of all studies
+
+    Returns:
+        its SQLite file
+    """
     return Path(folder) / study.name / "results.sqlite"
 
 
@@ -133,7 +172,15 @@ def stored_rows(
     study: Study,  # whose rows
     folder: str | Path = "studies",  # where `run_study` put them
 ) -> DataFrame:  # as `run_study` returns them; fewer, or none, when they are not measured yet
-    "The rows that a study has under its present code, without measuring anything."
+    """The rows that a study has under its present code, without measuring anything.
+
+    Args:
+        study: whose rows
+        folder: where `run_study` put them
+
+    Returns:
+        as `run_study` returns them; fewer, or none, when they are not measured yet
+    """
     from pandas import DataFrame
 
     path = results_path(study, folder)
@@ -146,7 +193,13 @@ def save_rows(
     path: str | Path,  # a .csv file
     command: str,  # what recomputes it
 ) -> None:
-    "Write the finished rows as CSV under a heading of comments; whole or not at all."
+    """Write the finished rows as CSV under a heading of comments; whole or not at all.
+
+    Args:
+        rows: what `run_study` returned
+        path: a .csv file
+        command: what recomputes it
+    """
     if "error" in rows: rows = rows.loc[rows["error"].isna()]
     made = {name: rows[name].unique().tolist() if name in rows else [value]
             for name, value in {"code": "unknown", **library_versions()}.items()}
@@ -163,7 +216,14 @@ def save_rows(
 def load_rows(
     path: str | Path,  # a file that `save_rows` wrote
 ) -> DataFrame:  # the rows; the heading is in `attrs`
-    "Read stored rows."
+    """Read stored rows.
+
+    Args:
+        path: a file that `save_rows` wrote
+
+    Returns:
+        the rows; the heading is in `attrs`
+    """
     lines = Path(path).read_text("utf-8").splitlines(keepends=True)
     count = next((i for i, line in enumerate(lines) if not line.startswith("# ")), len(lines))
     rows = read_rows("".join(lines[count:]))
@@ -176,7 +236,15 @@ def code_note(
     rows: DataFrame,  # what `load_rows` returned
     study: Study,  # the study that measures them
 ) -> str:  # Markdown
-    "One sentence: whether stored rows were measured with the code that `study` has today."
+    """One sentence: whether stored rows were measured with the code that `study` has today.
+
+    Args:
+        rows: what `load_rows` returned
+        study: the study that measures them
+
+    Returns:
+        Markdown
+    """
     one = [rows.attrs.get("code", "unknown")]
     codes = rows["code"].unique().tolist() if "code" in rows else one
     if codes == [study.code]: return f"Measured with code `{study.code}`, which is today's."

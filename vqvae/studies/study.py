@@ -59,7 +59,18 @@ def _checked(configuration: Any) -> dict[str, Any]:
 # %% ../../nbs/studies/00_study.ipynb #cell-006
 @dataclass(frozen=True)
 class Study:
-    "A question that is answered by measuring every configuration with every seed."
+    """A question that is answered by measuring every configuration with every seed.
+
+    Attributes:
+        name: letters, digits, hyphens: names the folder of results
+        question: one sentence
+        measure: (seed=..., **configuration) -> named numbers; a function with a name
+        grid: configurations: plain values under the names of `measure`'s arguments
+        seeds: every configuration is measured once per seed
+        summarize: rows -> the table that answers
+        plot: rows -> the figure that answers
+        code: version of `measure` when the study was made
+    """
     name: str  # letters, digits, hyphens: names the folder of results
     question: str  # one sentence
     # (seed=..., **configuration) -> named numbers; a function with a name
@@ -129,7 +140,11 @@ def _study_file(path: Path) -> ModuleType:
 def find_study(
     name: str,  # one of `study_names()`, or the path of a Python file
 ) -> Study:
-    "The one study that a module holds; raises `ValueError` when there is none or more than one."
+    """The one study that a module holds; raises `ValueError` when there is none or more than one.
+
+    Args:
+        name: one of `study_names()`, or the path of a Python file
+    """
     if name.endswith(".py"): module = _study_file(Path(name).resolve())
     elif name in study_names():
         module = importlib.import_module(f"vqvae.studies.{name.replace('-', '_')}")

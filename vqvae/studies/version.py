@@ -25,7 +25,14 @@ from typing import Any
 def canonical_text(
     node: Any,  # a syntax tree, a list of them, or a value in one
 ) -> str:  # the same for every formatting, on every Python that can read the source
-    "A syntax tree as text, without comments, docstrings and positions."
+    """A syntax tree as text, without comments, docstrings and positions.
+
+    Args:
+        node: a syntax tree, a list of them, or a value in one
+
+    Returns:
+        the same for every formatting, on every Python that can read the source
+    """
     if isinstance(node, ast.JoinedStr):  # Python 3.12 adds empty texts to some f-strings
         node = ast.JoinedStr([part for part in node.values if not _is_empty(part)])
     if isinstance(node, list):
@@ -51,7 +58,15 @@ def find_source(
     module: str,  # dotted name
     follow: Iterable[str] = ("vqvae",),  # packages that count even when they are installed
 ) -> Path | None:  # None for installed packages, the standard library, and what is not there
-    "The Python file of a module outside of installed packages; nothing is imported."
+    """The Python file of a module outside of installed packages; nothing is imported.
+
+    Args:
+        module: dotted name
+        follow: packages that count even when they are installed
+
+    Returns:
+        None for installed packages, the standard library, and what is not there
+    """
     package, *rest = module.split(".")
     try: spec = importlib.util.find_spec(package)
     except (ImportError, ValueError): return None
@@ -78,7 +93,15 @@ def imported_modules(
     node: ast.AST,  # anything that may hold imports
     package: str,  # what relative imports start from
 ) -> set[str]:  # dotted names; some may be names of functions and classes
-    "What the imports in a syntax tree may load, also those inside functions."
+    """What the imports in a syntax tree may load, also those inside functions.
+
+    Args:
+        node: anything that may hold imports
+        package: what relative imports start from
+
+    Returns:
+        dotted names; some may be names of functions and classes
+    """
     found = set()
     for step in ast.walk(node):
         if isinstance(step, ast.Import):
@@ -147,7 +170,15 @@ def needed_statements(
     tree: ast.Module,  # a whole file
     name: str,  # of a top-level definition
 ) -> list[ast.stmt]:  # in the order of the file; imports hold one name each
-    "The top-level statements that a definition names, and those that these name in turn."
+    """The top-level statements that a definition names, and those that these name in turn.
+
+    Args:
+        tree: a whole file
+        name: of a top-level definition
+
+    Returns:
+        in the order of the file; imports hold one name each
+    """
     statements = list(_statements(tree))
     definitions = {step.name: _mentioned(step) for step in statements
                    if isinstance(step, _DEFINITION)}
@@ -256,8 +287,15 @@ def code_sources(
     """What the version of `measure` is made of: the part of its own module that it names, and the
     modules that are imported from there, whole.
 
-    Raises `ValueError` for a function without a name or a source, `TypeError` for one that holds
+    Raises `ValueError` for a function without a name or a source, `TypeError` for one that
+    holds
     values without a version.
+
+    Args:
+        measure: usually a study's
+
+    Returns:
+        canonical text by module
     """
     held: list[str] = []
     function = _function(measure, held)
@@ -278,6 +316,12 @@ def code_version(
     docstrings and formatting aside.
 
     Raises what `code_sources` raises.
+
+    Args:
+        measure: usually a study's
+
+    Returns:
+        16 hexadecimal digits, the same in every process and on every Python
     """
     return _hash(code_sources(measure))
 
@@ -285,7 +329,14 @@ def code_version(
 def module_version(
     modules: Iterable[str],  # dotted names, of this package
 ) -> str:  # 16 hexadecimal digits
-    "Hash of the sources of modules and of what they import outside of installed packages."
+    """Hash of the sources of modules and of what they import outside of installed packages.
+
+    Args:
+        modules: dotted names, of this package
+
+    Returns:
+        16 hexadecimal digits
+    """
     texts: dict[str, str] = {}
     _follow({*modules}, {"vqvae"}, texts)
     return _hash(texts)
