@@ -19,11 +19,11 @@ def uniform_init(
     *,
     generator: torch.Generator | None = None,  # None is a fresh one with seed 0
 ) -> Tensor:  # codebook, (codebook_size, dim), float32
-    """Codes drawn uniformly from ±1/n in each of the k coordinates: the customary start, which
-    leaves many codes unused.
+    """Codes drawn uniformly from ±1/n in each of the k coordinates.
 
-    Raises `ValueError` for sizes below 1 and for data that are not finite or have another last
-    dimension."""
+    The usual start, which leaves many codes unused. Raises `ValueError` for sizes below 1 and for
+    data that are not finite or have another last dimension.
+    """
     _, generator = initialization_inputs(codebook_size, dim, data, generator)
     unit = torch.rand(codebook_size, dim, generator=generator, dtype=torch.float64,
                       device=generator.device)
@@ -38,11 +38,11 @@ def normal_init(
     *,
     generator: torch.Generator | None = None,  # None is a fresh one with seed 0
 ) -> Tensor:  # codebook, (codebook_size, dim), float32
-    """Codes drawn from a normal distribution with the data's mean and standard deviation in
-    each coordinate.
+    """Codes drawn from a normal distribution with the data's mean and spread in each coordinate.
 
     Raises `ValueError` for sizes below 1, for fewer than 2 samples and for data that are not finite
-    or do not fit `dim`."""
+    or do not fit `dim`.
+    """
     samples, generator = initialization_inputs(codebook_size, dim, data, generator)
     codes = torch.randn(codebook_size, dim, generator=generator, dtype=torch.float64,
                         device=generator.device)
