@@ -21,7 +21,8 @@ from .base import BaseQuantizer, check_indices
 def _starting_codebook(codebook: Tensor | None, size: int, dim: int, seed: int) -> Tensor:
     "A copy of the given codewords, checked, or uniform ones, (size, dim)."
     if codebook is None:
-        return uniform_init(size, dim, generator=torch.Generator().manual_seed(seed))
+        drawn = uniform_init(size, dim, generator=torch.Generator().manual_seed(seed))
+        return drawn.to(torch.get_default_device(), torch.get_default_dtype())
     if not isinstance(codebook, Tensor):
         raise TypeError(f"init_codebook must be a torch.Tensor, got {type(codebook).__name__}")
     if tuple(codebook.shape) != (size, dim):
