@@ -1,4 +1,5 @@
-"""What the pages 05_fsq and 06_gumbel need not show: large level counts, odd precisions, several processes' noise, saving."""
+"""What the pages 05_fsq and 06_gumbel need not show: large level counts, odd precisions, noise of
+several processes, saving."""
 import copy
 import math
 
@@ -27,7 +28,8 @@ def latents(*shape, seed=0):
     return torch.randn(*shape, 3, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("count", [*range(2, 70), 101, 102, 255, 256, 999, 1000, 1001, 1002, 4095, 4096, 65536, 1 << 20])
+@pytest.mark.parametrize("count", [*range(2, 70), 101, 102, 255, 256, 999, 1000, 1001, 1002, 4095,
+                                   4096, 65536, 1 << 20])
 def test_every_level_is_reached_in_float32(count):
     levels = [count]
     [(half, offset, shift)] = _constants(levels)
@@ -75,8 +77,10 @@ def test_fsq_largest_codebook():
         quantizer.decode(torch.tensor([2 ** 62]))
 
 
-@pytest.mark.parametrize("levels, kind", [([], ValueError), ([1], ValueError), ([3, 0], ValueError), ([-2], ValueError), ([2] * 63, ValueError),
-                                          ([2 ** 21], ValueError), ([True, 3], TypeError), ([3.0], TypeError), (5, TypeError), ("85", TypeError)])
+@pytest.mark.parametrize("levels, kind", [
+    ([], ValueError), ([1], ValueError), ([3, 0], ValueError), ([-2], ValueError),
+    ([2] * 63, ValueError), ([2 ** 21], ValueError), ([True, 3], TypeError), ([3.0], TypeError),
+    (5, TypeError), ("85", TypeError)])
 def test_fsq_refuses_levels(levels, kind):
     with pytest.raises(kind, match="levels"): FiniteScalarQuantizer(levels)
 
@@ -188,7 +192,7 @@ def test_gumbel_initialize(logits):
 def test_gumbel_compiles_in_evaluation(temperature):
     torch._dynamo.reset()
     quantizer = GumbelSoftmaxQuantizer(3, 8, codes(), temperature=temperature).train()
-    for step in range(3): quantizer(latents(20))
+    for _ in range(3): quantizer(latents(20))
     quantizer.eval()
     compiled = torch.compile(quantizer, fullgraph=True, backend="aot_eager")
     a, b = latents(20).requires_grad_(), latents(20).requires_grad_()

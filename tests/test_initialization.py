@@ -1,4 +1,5 @@
-"What every initializer keeps: shape, dtype, determinism, the global generator, errors; and k-means on hard data."
+"""What every initializer keeps: shape, dtype, determinism, the global generator, errors; and
+k-means on hard data."""
 import inspect
 import math
 import subprocess
@@ -10,6 +11,7 @@ import torch
 
 from vqvae import initialization as room
 from vqvae.core import import_path, resolve
+from vqvae.initialization import base as initialization_base
 from vqvae.initialization import (
     codebook_covariance,
     kmeans_init,
@@ -17,7 +19,6 @@ from vqvae.initialization import (
     rd_gaussian_init,
     sample_init,
 )
-from vqvae.initialization import base as initialization_base
 from vqvae.theory import water_filling
 
 NO_INITIALIZERS = {"Initializer", "codebook_covariance"}  # what else the room exports
@@ -93,7 +94,7 @@ def test_kmeans_max_iter_is_an_integer():
 
 def test_importing_starts_without_scikit_learn():
     code = ("import sys, vqvae.initialization.uniform, vqvae.initialization.data; "
-            "print([name for name in ('sklearn', 'threadpoolctl', 'pandas') if name in sys.modules])")
+            "print([m for m in ('sklearn', 'threadpoolctl', 'pandas') if m in sys.modules])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -117,8 +118,10 @@ def test_signature_and_import_path(initializer):
     (dict(data=torch.zeros(0, 3)), ValueError, "data is empty"),
     (dict(data=torch.full((50, 3), math.nan)), ValueError, "data holds 150 NaN"),
     (dict(data=torch.full((50, 3), math.inf)), ValueError, "data holds 150 NaN or inf"),
-    (dict(data=torch.full((50, 3), 1e300, dtype=torch.float64)), ValueError, "data holds 150 NaN or inf"),
-    (dict(data=torch.zeros(50, 3, dtype=torch.int64)), TypeError, "data must be a floating-point tensor"),
+    (dict(data=torch.full((50, 3), 1e300, dtype=torch.float64)), ValueError,
+     "data holds 150 NaN or inf"),
+    (dict(data=torch.zeros(50, 3, dtype=torch.int64)), TypeError,
+     "data must be a floating-point tensor"),
     (dict(data=np.zeros((50, 3))), TypeError, "data must be a torch.Tensor, got ndarray"),
     (dict(generator=3), TypeError, "generator must be a torch.Generator, got int"),
 ])

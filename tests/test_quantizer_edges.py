@@ -1,4 +1,5 @@
-"""Quantizers at their edges: dtypes and devices, forwards that run twice, several processes, layouts, settings."""
+"""Quantizers at their edges: dtypes and devices, forwards that run twice, several processes,
+layouts, settings."""
 import copy
 import os
 import subprocess
@@ -16,8 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from vqvae.decoders.linear import LearnedLinearDecoder
 from vqvae.encoders.linear import LearnedLinearEncoder
-from vqvae.initialization import kmeans_init, sample_init
 from vqvae.initialization import base as initialization_base
+from vqvae.initialization import kmeans_init, sample_init
 from vqvae.models import VQVAE
 from vqvae.quantizers import (
     ChannelFirst,
@@ -32,8 +33,8 @@ from vqvae.quantizers import (
     VectorQuantizer,
     nearest_codes,
     rotation,
+    search,
 )
-from vqvae.quantizers import search
 
 HALF = [torch.bfloat16, torch.float16]
 
@@ -83,7 +84,8 @@ def test_statistics_are_float32_at_least_and_keep_their_bits():
 
 
 def test_counts_above_the_largest_half():
-    quantizer = VectorQuantizer(1, 2, torch.tensor([[0.0], [9.0]]), learning=EMALearning(0.0)).half()
+    start = torch.tensor([[0.0], [9.0]])
+    quantizer = VectorQuantizer(1, 2, start, learning=EMALearning(0.0)).half()
     quantizer(torch.full((70_000, 1), 0.5).half())
     assert quantizer.learning.count.tolist() == [70_000, 0]
     assert quantizer.codebook[0].item() == pytest.approx(0.5, abs=1e-3)
@@ -330,8 +332,8 @@ generator = torch.Generator().manual_seed(rank)   # a careless seed: the ranks w
 quantizer = VectorQuantizer(4, 16)
 quantizer.initialize(uniform_init, generator=generator)
 found["no data"] = quantizer.codebook.detach().clone()
-for name, data in (("nan", torch.full((20, 4), torch.nan) if rank else z), ("wrong", z[:, :3] if rank else z),
-                   ("missing", None if rank else z)):
+for name, data in (("nan", torch.full((20, 4), torch.nan) if rank else z),
+                   ("wrong", z[:, :3] if rank else z), ("missing", None if rank else z)):
     try: quantizer.initialize(kmeans_init, data)
     except ValueError as error: found[name] = str(error)
 found["kept"] = quantizer.codebook.detach().clone()
@@ -454,7 +456,7 @@ def test_numpy_integers_are_integers():
     (ExponentialTemperature(1.0, 0.1, 10), "steps", 20, 0),
     (VectorQuantizer(2, 4), "estimator", rotation, "rotation"),
 ])
-def test_settings_are_attributes_named_as_arguments_and_checked_when_set(component, name, good, bad):
+def test_settings_are_named_as_arguments_and_checked_when_set(component, name, good, bad):
     assert name in component.arguments
     setattr(component, name, good)
     assert getattr(component, name) == good

@@ -34,6 +34,7 @@ from vqvae.evaluation.figures import (
 )
 from .evaluation.style import use_style
 from .models.vqvae import VQVAE
+from .quantizers.codebook import CodebookQuantizer
 from vqvae.studies.study import (
     compare_rows,
     find_study,
@@ -174,8 +175,7 @@ def _save_figures(model: VQVAE, trainer: Trainer, data: BaseDataset, folder: Pat
                             minlength=model.quantizer.codebook_size)
     figures = {"training": plot_training(trainer.tracker, "loss").figure,
                "usage": plot_code_usage(counts).figure}
-    if isinstance(getattr(model.quantizer, "codebook", None),
-                  torch.Tensor) and model.quantizer.dim > 1:
+    if isinstance(model.quantizer, CodebookQuantizer) and model.quantizer.dim > 1:
         figures["codebook"] = plot_codebook(model.quantizer.codebook, outputs["z"], counts).figure
     if x.ndim == 4 and x.shape[1] in (1, 3):
         figures["reconstructions"] = plot_reconstructions(x, outputs["x_recon"].cpu())
@@ -193,6 +193,8 @@ def fit(
         raise ValueError("give either --epochs or --steps")
     initializer = options.initializer and _initializer(options.initializer)
     folder, built = Path(options.output), parser.instantiate(options)
+    if initializer and not isinstance(built.model.quantizer, CodebookQuantizer):
+        raise ValueError(f"--initializer: {type(built.model.quantizer).__name__} has no codebook")
     saved = options.clone()
     for name in ("output", "config"): saved.pop(name, None)
     _claim(folder, parser.dump(saved, skip_validation=True))

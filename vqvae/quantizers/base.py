@@ -36,8 +36,8 @@ def _check_layout(z: Tensor, dim: int, layout_known: bool) -> None:
         grid = ", ".join(map(str, z.shape[1:]))
         warnings.warn(f"z of shape (B, {grid}) has {dim} values on axis 1 and on the last axis; "
                       "the last one is quantized. If the channels are on axis 1, use "
-                      "ChannelFirst(quantizer); if they are last, set quantizer.layout_known = True",
-                      stacklevel=3)
+                      "ChannelFirst(quantizer); if they are last, set "
+                      "quantizer.layout_known = True", stacklevel=3)
 
 # %% ../../nbs/quantizers/00_base.ipynb #enter
 def _check_mask(mask: Tensor, z: Tensor) -> None:
@@ -62,7 +62,8 @@ def prepare_latents(
     Raises `ValueError` for a wrong last axis, NaN, infinity or no vector at all; warns of a shape
     (B, dim, W, dim), unless the layout is known.
     """
-    if not isinstance(z, Tensor): raise TypeError(f"z must be a torch.Tensor, got {type(z).__name__}")
+    if not isinstance(z, Tensor):
+        raise TypeError(f"z must be a torch.Tensor, got {type(z).__name__}")
     if z.ndim < 2: raise ValueError(f"z must be (B, *grid, {dim}), got shape {tuple(z.shape)}")
     _check_layout(z, dim, layout_known)
     if mask is not None:

@@ -68,11 +68,12 @@ class RecentForwards:
         same = [entry for entry in self.kept if entry[0] == key]
         fresh = [entry for entry in same if not entry[2]]
         if not same or len(fresh) > 1:
-            why = ("two forwards had the same latents" if same else
-                   f"none of the last {self.kept.maxlen} training forwards had these latents")
-            raise RuntimeError(f"{self.name}: activation checkpointing runs a training forward again "
-                               f"whose state is gone ({why}); leave the quantizer out of the "
-                               "checkpointed part, or freeze it")
+            why = "two forwards had the same latents"
+            if not same:
+                why = f"none of the last {self.kept.maxlen} training forwards had these latents"
+            raise RuntimeError(f"{self.name}: activation checkpointing runs a training forward "
+                               f"again whose state is gone ({why}); leave the quantizer out of "
+                               "the checkpointed part, or freeze it")
         entry = (fresh or same)[-1]
         entry[2] = True
         return entry[1]
