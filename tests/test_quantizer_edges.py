@@ -565,3 +565,11 @@ def test_codebook_quantizers_can_be_initialized_and_others_cannot():
         quantizer.initialize(sample_init, latents((200,)))
         assert all((latents((200,)) == code).all(1).any() for code in quantizer.codebook)
     assert not isinstance(QUANTIZERS["FSQ odd"](), CodebookQuantizer)
+
+
+def test_a_model_says_that_its_layout_is_known():
+    model = VQVAE(LearnedLinearEncoder(6, 4), VectorQuantizer(4, 8), LearnedLinearDecoder(4, 6))
+    assert model.quantizer.layout_known
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.quantizer(torch.randn(2, 4, 3, 4))
