@@ -92,9 +92,11 @@ def test_kmeans_max_iter_is_an_integer():
     assert kmeans_init(4, 3, latents(50, 3), max_iter=np.int64(3)).shape == (4, 3)
 
 
-def test_importing_starts_without_scikit_learn():
-    code = ("import sys, vqvae.initialization.uniform, vqvae.initialization.data; "
-            "print([m for m in ('sklearn', 'threadpoolctl', 'pandas') if m in sys.modules])")
+def test_importing_starts_without_heavy_libraries():
+    code = ("import sys, torch; before = set(sys.modules)\n"
+            "import vqvae.initialization, vqvae.quantizers\n"
+            "heavy = ('sklearn', 'threadpoolctl', 'pandas', 'matplotlib', 'torch._dynamo')\n"
+            "print([name for name in heavy if name in set(sys.modules) - before])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -32,6 +32,7 @@ from vqvae.quantizers import (
     Revival,
     VectorQuantizer,
     nearest_codes,
+    recompute,
     rotation,
     search,
 )
@@ -261,6 +262,13 @@ def test_two_checkpointed_forwards_before_one_backward(name, use_reentrant):
         return assert_same(train(net, forwards=2), expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(RuntimeError, match="VectorQuantizer: activation checkpointing runs a"):
         train(net, forwards=2)
+
+
+def test_copies_and_files_do_not_hold_what_a_recomputation_needs():
+    quantizer = QUANTIZERS["VQ EMA"]().train()
+    quantizer(latents((40,)))
+    assert len(quantizer._recent.kept) == 1 and len(copy.deepcopy(quantizer)._recent.kept) == 0
+    assert not [name for name in quantizer.state_dict() if "recent" in name]
 
 
 def test_a_refused_recomputation_moves_nothing():
@@ -573,3 +581,58 @@ def test_a_model_says_that_its_layout_is_known():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.quantizer(torch.randn(2, 4, 3, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (2, 300, 301)], ids=str)
+def test_fingerprints_change_with_any_bit_and_any_exchange(shape, dtype, monkeypatch):
+    monkeypatch.setattr(recompute, "_BLOCK", 64)
+    z = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    expected = recompute._fingerprint(z)
+    assert recompute._fingerprint(z.clone()) == expected
+    flat, generator = z.flatten(), torch.Generator().manual_seed(1)
+    for _ in range(50):
+        i, j = torch.randint(len(flat), (2,), generator=generator).tolist()
+        changed = flat.clone()
+        changed[i] = torch.nextafter(flat[i], torch.tensor(torch.inf, dtype=dtype))
+        assert recompute._fingerprint(changed.reshape(shape)) != expected
+        changed = flat.clone()
+        changed[[i, j]] = flat[[j, i]]
+        same = bool((changed == flat).all())
+        assert (recompute._fingerprint(changed.reshape(shape)) == expected) == same
+    assert recompute._fingerprint(flat) != expected  # another shape
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["VQ", "rotation VQ", "FSQ mixed"])
+def test_training_compiles_without_graph_break_where_nothing_moves(name):
+    torch._dynamo.reset()
+    quantizer, z = QUANTIZERS[name]().train(), latents((6, 3)).requires_grad_()
+    compiled = torch.compile(quantizer, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(z)[0], quantizer(z)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["VQ EMA revival", "Gumbel"])
+def test_training_compiles_with_equal_state_where_something_moves(name):
+    torch._dynamo.reset()
+    plain, other = QUANTIZERS[name]().train(), QUANTIZERS[name]().train()
+    compiled = torch.compile(other, backend="aot_eager")
+    for seed in range(3):
+        z = latents((20,), seed=seed)
+        assert torch.equal(plain(z)[1], compiled(z)[1])
+    assert all(torch.equal(value, other.state_dict()[key])
+               for key, value in plain.state_dict().items())
+
+
+def test_fsq_needs_no_cumulative_product():
+    "ONNX has none that exports: place values are Python's integers."
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.quantizer = FiniteScalarQuantizer([8, 5, 5, 5])
+        def forward(self, z): return self.quantizer.decode(self.quantizer(z)[1])
+    with torch.no_grad(): program = torch.export.export(Tokens(), (latents((7,)),))
+    names = [str(node.target) for node in program.run_decompositions().graph.nodes]
+    assert not [name for name in names if "prod" in name]
+    assert torch.equal(program.module()(latents((7,))), Tokens()(latents((7,))))

@@ -13,27 +13,24 @@ import torch
 from torch import Tensor
 
 # %% ../../nbs/quantizers/07_recompute.ipynb #detect
-_run_eagerly: Any = torch.compiler.disable
-
-
-@_run_eagerly
 def recomputing() -> bool:
     "Whether this forward runs inside a backward, as checkpointing does it."
     return torch._C._current_graph_task_id() != -1
 
 # %% ../../nbs/quantizers/07_recompute.ipynb #record
 _FACTOR = 0x5851F42D4C957F2D  # odd, so that no bit of a product is lost
-_BLOCK = 1 << 20  # numbers looked at at once
+_BLOCK = 1 << 17  # numbers looked at at once
 
 
 def _fingerprint(z: Tensor) -> tuple[Any, ...]:
     "Shape, dtype and a 64-bit number that changes with any bit of `z`."
-    integer = {4: torch.int32, 8: torch.int64}[z.element_size()]
-    bits, total = z.detach().contiguous().view(integer).flatten(), 0
-    for start in range(0, len(bits), _BLOCK):
-        block = bits[start:start + _BLOCK].long()
-        place = torch.arange(start, start + len(block), device=z.device)
-        total += int((block * (2 * place + 1) * _FACTOR).sum())
+    bits = z.detach().contiguous().flatten()
+    if len(bits) * bits.element_size() % 8: bits = torch.cat([bits, bits.new_zeros(1)])
+    blocks = bits.view(torch.int64).split(_BLOCK)
+    places = (2 * torch.arange(len(blocks[0]), device=z.device) + 1) * _FACTOR
+    sums = torch.stack([(block * places[:len(block)]).sum() for block in blocks])
+    total = 0
+    for part in sums.tolist(): total = (total * _FACTOR + part) % 2**64
     return tuple(z.shape), z.dtype, total
 
 
@@ -49,7 +46,10 @@ class RecentForwards:
         # fingerprint, value, whether it was found already
         self.kept: deque[list[Any]] = deque(maxlen=most)
 
-    @_run_eagerly
+    def __reduce__(self) -> tuple[Any, ...]:
+        "A copy remembers nothing: the backward that may come belongs to the original."
+        return type(self), (self.kept.maxlen, self.name)
+
     def keep(
         self,
         z: Tensor,  # latents of this forward, float32 or float64
@@ -58,7 +58,6 @@ class RecentForwards:
         "Remember a forward."
         self.kept.append([_fingerprint(z), value, False])
 
-    @_run_eagerly
     def find(
         self,
         z: Tensor,  # latents of a recomputation
