@@ -71,6 +71,8 @@ class VQVAE(Component):
             decoder: (B, *grid, dim) -> (B, *sample)
         """
         super().__init__()
+        # encoders put the channels last: no shape is ambiguous
+        if isinstance(quantizer, BaseQuantizer): quantizer.layout_known = True
         check_parts(encoder, quantizer, decoder)
         self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
 
