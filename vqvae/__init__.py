@@ -30,11 +30,11 @@ if TYPE_CHECKING:
         VQVAE, load_component, save_component,
     )
     from .quantizers import (
-        BaseQuantizer, DistanceLogits, EMALearning, ExponentialTemperature,
-        FiniteScalarQuantizer, GumbelSoftmaxQuantizer, LinearLogits, LossLearning,
-        ProjectionVectorQuantizer, Revival, RotationVectorQuantizer, VectorQuantizer,
-        graft_gradient, nearest_codes, projection, rotation, rotation_tangent,
-        rotation_unscaled, straight_through,
+        BaseQuantizer, ChannelFirst, CodebookLearning, CodebookQuantizer, DistanceLogits,
+        EMALearning, ExponentialTemperature, FiniteScalarQuantizer, GumbelSoftmaxQuantizer,
+        LinearLogits, LossLearning, ProjectionVectorQuantizer, Revival, RotationVectorQuantizer,
+        VectorQuantizer, nearest_codes, projection, replace_gradient, rotation,
+        rotation_tangent, rotation_unscaled, straight_through,
     )
     from .training import (
         DEFAULT_WEIGHTS, Trainer, check_weights, vqvae_loss,
@@ -63,11 +63,12 @@ _NAMES = {
         "VQVAE", "load_component", "save_component",
     ],
     "quantizers": [
-        "BaseQuantizer", "DistanceLogits", "EMALearning", "ExponentialTemperature",
-        "FiniteScalarQuantizer", "GumbelSoftmaxQuantizer", "LinearLogits", "LossLearning",
-        "ProjectionVectorQuantizer", "Revival", "RotationVectorQuantizer", "VectorQuantizer",
-        "graft_gradient", "nearest_codes", "projection", "rotation", "rotation_tangent",
-        "rotation_unscaled", "straight_through",
+        "BaseQuantizer", "ChannelFirst", "CodebookLearning", "CodebookQuantizer",
+        "DistanceLogits", "EMALearning", "ExponentialTemperature", "FiniteScalarQuantizer",
+        "GumbelSoftmaxQuantizer", "LinearLogits", "LossLearning", "ProjectionVectorQuantizer",
+        "Revival", "RotationVectorQuantizer", "VectorQuantizer", "nearest_codes", "projection",
+        "replace_gradient", "rotation", "rotation_tangent", "rotation_unscaled",
+        "straight_through",
     ],
     "training": [
         "DEFAULT_WEIGHTS", "Trainer", "check_weights", "vqvae_loss",
@@ -76,8 +77,9 @@ _NAMES = {
 _ROOM = {name: room for room, names in _NAMES.items() for name in names}
 
 __all__ = [
-    "BaseDataset", "BaseDecoder", "BaseEncoder", "BaseQuantizer", "ConvDecoder",
-    "ConvEncoder", "DEFAULT_WEIGHTS", "DigitsDataset", "DistanceLogits", "EMALearning",
+    "BaseDataset", "BaseDecoder", "BaseEncoder", "BaseQuantizer", "ChannelFirst",
+    "CodebookLearning", "CodebookQuantizer", "ConvDecoder", "ConvEncoder",
+    "DEFAULT_WEIGHTS", "DigitsDataset", "DistanceLogits", "EMALearning",
     "ExponentialTemperature", "FiniteScalarQuantizer", "GaussianDataset",
     "GumbelSoftmaxQuantizer", "ImageFolderDataset", "ImagePatchDataset", "InMemoryDataset",
     "Initializer", "LearnedLinearDecoder", "LearnedLinearEncoder", "LinearLogits",
@@ -85,9 +87,9 @@ __all__ = [
     "ProjectionVectorQuantizer", "Revival", "RotationVectorQuantizer", "Trainer",
     "TransformerDecoder", "TransformerEncoder", "VQVAE", "VectorQuantizer", "__version__",
     "check_weights", "codebook_covariance", "data", "decoders", "encoders", "evaluation",
-    "explorers", "graft_gradient", "initialization", "kmeans_init", "load_component",
-    "models", "nearest_codes", "normal_init", "projection", "quantizers",
-    "rd_gaussian_init", "rotation", "rotation_tangent", "rotation_unscaled", "sample_init",
+    "explorers", "initialization", "kmeans_init", "load_component", "models",
+    "nearest_codes", "normal_init", "projection", "quantizers", "rd_gaussian_init",
+    "replace_gradient", "rotation", "rotation_tangent", "rotation_unscaled", "sample_init",
     "save_component", "straight_through", "studies", "theory", "training", "uniform_init",
     "vqvae_loss",
 ]

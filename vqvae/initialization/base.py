@@ -51,6 +51,15 @@ def initialization_inputs(
     """Check an initializer's arguments, bring them into one form.
 
     Raises `ValueError`, `TypeError` naming the argument.
+
+    Args:
+        codebook_size: n, at least 1
+        dim: k, at least 1
+        data: latents, (..., dim)
+        generator: None is a fresh one with seed 0
+
+    Returns:
+        samples (N, dim) in float64 on the generator's device, and the generator to use
     """
     check_count(codebook_size, "codebook_size")
     check_count(dim, "dim")
@@ -69,7 +78,15 @@ def as_codebook(
     codes: Tensor,  # (codebook_size, dim), any floating-point dtype
     data: Tensor | None,  # the data as the caller gave them: their device is the codebook's
 ) -> Tensor:  # (codebook_size, dim), float32, contiguous
-    "The codebook that an initializer returns."
+    """The codebook that an initializer returns.
+
+    Args:
+        codes: (codebook_size, dim), any floating-point dtype
+        data: the data as the caller gave them: their device is the codebook's
+
+    Returns:
+        (codebook_size, dim), float32, contiguous
+    """
     codes = codes.to(torch.float32).contiguous()
     return codes if data is None else codes.to(data.device)
 
@@ -79,7 +96,16 @@ def require_samples(
     needed: int,  # the least N
     what: str,  # what needs them, for the message
 ) -> Tensor:  # `samples` itself
-    "Return `samples`; raise `ValueError` when there are none or fewer than `needed`."
+    """Return `samples`; raise `ValueError` when there are none or fewer than `needed`.
+
+    Args:
+        samples: (N, dim)
+        needed: the least N
+        what: what needs them, for the message
+
+    Returns:
+        `samples` itself
+    """
     if samples is None:
         raise ValueError(f"{what} needs data: pass data=latents of shape (..., dim)")
     if len(samples) < needed:

@@ -44,6 +44,15 @@ def sample_init(
 
     Raises `ValueError` without data, for fewer different samples than codes, and for data that
     are not finite or do not fit `dim`.
+
+    Args:
+        codebook_size: n, number of codes
+        dim: k, dimensions of a code
+        data: latents to choose from, required, (..., dim)
+        generator: None is a fresh one with seed 0
+
+    Returns:
+        codebook, (codebook_size, dim), float32
     """
     samples, generator = initialization_inputs(codebook_size, dim, data, generator)
     samples = require_samples(samples, codebook_size, "sample_init")
@@ -109,8 +118,19 @@ def kmeans_init(
     """Cluster centres of the data; every code is nearest to at least one sample.
 
     Computed by scikit-learn's `KMeans`. Raises `ValueError` without data, for fewer different
-    samples than codes, and for data that are not finite or do not fit `dim`. Source: Lloyd 1982;
+    samples than codes, and for data that are not finite or do not fit `dim`. Source: Lloyd
+    1982;
     start by Arthur and Vassilvitskii 2007.
+
+    Args:
+        codebook_size: n, number of codes
+        dim: k, dimensions of a code
+        data: latents to cluster, required, (..., dim)
+        generator: None is a fresh one with seed 0
+        max_iter: at most so many rounds
+
+    Returns:
+        codebook, (codebook_size, dim), float32
     """
     max_iter = check_count(max_iter, "max_iter")
     samples, generator = initialization_inputs(codebook_size, dim, data, generator)

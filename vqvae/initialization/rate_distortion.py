@@ -57,6 +57,14 @@ def codebook_covariance(
 
     Raises `ValueError` for a covariance that is not square, symmetric, finite and free of
     negative eigenvalues. Source: Cover and Thomas 2006, theorem 10.3.3.
+
+    Args:
+        covariance: Σ of the latents, (dim, dim), symmetric, no negative eigenvalue
+        codebook_size: n, number of codes: log₂ n bits in total
+        isotropic: use only the mean variance, as if all eigenvalues were equal
+
+    Returns:
+        U diag((λ−θ)₊) Uᵀ, (dim, dim), float64
     """
     variances, basis = _code_spectrum(covariance, codebook_size, isotropic)
     return (basis * variances) @ basis.T
@@ -73,9 +81,21 @@ def rd_gaussian_init(
 ) -> Tensor:  # codebook, (codebook_size, dim), float32
     """Codes drawn from the Gaussian that attains the limit, N(μ, U diag((λ−θ)₊) Uᵀ).
 
-    θ is the water level of the data's spectrum at log₂ n bits. Raises `ValueError` for sizes below
-    1, for fewer than 2 samples and for data that are not finite or do not fit `dim`. Source: Cover
+    θ is the water level of the data's spectrum at log₂ n bits. Raises `ValueError` for sizes
+    below
+    1, for fewer than 2 samples and for data that are not finite or do not fit `dim`. Source:
+    Cover
     and Thomas 2006, theorem 10.3.3.
+
+    Args:
+        codebook_size: n, number of codes
+        dim: k, dimensions of a code
+        data: latents whose mean and covariance to use, (..., dim); None means N(0, I)
+        generator: None is a fresh one with seed 0
+        isotropic: use only the mean variance, as if all eigenvalues were equal
+
+    Returns:
+        codebook, (codebook_size, dim), float32
     """
     samples, generator = initialization_inputs(codebook_size, dim, data, generator)
     like = {"dtype": torch.float64, "device": generator.device}

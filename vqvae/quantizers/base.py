@@ -19,7 +19,12 @@ from ..core import Component, check_count, check_last_dim
 
 # %% ../../nbs/quantizers/00_base.ipynb #cell-005
 class PreparedLatents(NamedTuple):
-    "Latents as a quantizer computes with them."
+    """Latents as a quantizer computes with them.
+
+    Attributes:
+        z: float32 or float64, (B, *grid, dim); zeros where padded
+        mask: bool, (B, *grid), true at real positions
+    """
     z: Tensor  # float32 or float64, (B, *grid, dim); zeros where padded
     mask: Tensor | None  # bool, (B, *grid), true at real positions
 
@@ -59,8 +64,18 @@ def prepare_latents(
 ) -> PreparedLatents:  # checked, at least float32, padding zeroed
     """Check latents where a quantizer takes them.
 
-    Raises `ValueError` for a wrong last axis, NaN, infinity or no vector at all; warns of a shape
+    Raises `ValueError` for a wrong last axis, NaN, infinity or no vector at all; warns of a
+    shape
     (B, dim, W, dim), unless the layout is known.
+
+    Args:
+        z: latents, (B, *grid, dim)
+        dim: expected size of the last axis
+        mask: bool, (B, *grid), true at real positions
+        layout_known: whether the caller knows that the last axis holds the channels
+
+    Returns:
+        checked, at least float32, padding zeroed
     """
     if not isinstance(z, Tensor):
         raise TypeError(f"z must be a torch.Tensor, got {type(z).__name__}")
@@ -77,7 +92,15 @@ def masked_mean(
     values: Tensor,  # (B, *grid) or (B, *grid, dim)
     mask: Tensor | None = None,  # bool, (B, *grid)
 ) -> Tensor:  # scalar
-    "Mean over elements at real positions."
+    """Mean over elements at real positions.
+
+    Args:
+        values: (B, *grid) or (B, *grid, dim)
+        mask: bool, (B, *grid)
+
+    Returns:
+        scalar
+    """
     if mask is None: return values.mean()
     weight = mask.to(values.dtype)
     if values.ndim > mask.ndim: weight = weight.unsqueeze(-1).expand_as(values)
@@ -91,7 +114,15 @@ def commitment_loss(
 ) -> Tensor:  # scalar, squared error per element
     """Mean of (z − sg[q])² over elements: it pulls the encoder towards the codewords.
 
-    No gradient reaches the codebook. Source: [@vandenoord2017neural].
+    No gradient reaches the codebook. Source: (van den Oord et al. 2017).
+
+    Args:
+        z: latents, (B, *grid, dim)
+        q: their codewords, same shape
+        mask: bool, (B, *grid)
+
+    Returns:
+        scalar, squared error per element
     """
     return masked_mean((z - q.detach()).square(), mask)
 
@@ -101,7 +132,16 @@ def quantization_info(
     codewords: Tensor,  # chosen codewords, same shape
     losses: dict[str, Tensor],  # named scalar terms, unweighted
 ) -> dict[str, Any]:  # z_q_hard, distances, losses
-    "The third value of every quantizer."
+    """The third value of every quantizer.
+
+    Args:
+        z: latents as computed with, (B, *grid, dim)
+        codewords: chosen codewords, same shape
+        losses: named scalar terms, unweighted
+
+    Returns:
+        z_q_hard, distances, losses
+    """
     hard = codewords.detach()
     return {"z_q_hard": hard, "distances": (z.detach() - hard).square().sum(-1), "losses": losses}
 
@@ -114,6 +154,13 @@ def check_indices(
 
     Raises `TypeError` unless they are integers, `ValueError` if one is out of range or none is
     there.
+
+    Args:
+        indices: integers, any shape
+        codebook_size: number of codes
+
+    Returns:
+        int64, same shape
     """
     if not isinstance(indices, Tensor):
         raise TypeError(f"indices must be an integer tensor, got {type(indices).__name__}")
@@ -141,6 +188,13 @@ class BaseQuantizer(Component, ABC):
         dim: int,  # size of the last axis of the latents
         codebook_size: int,  # number of distinct codes
     ):
+        """Base of all quantizers: `forward(z, mask=None) -> (z_q, indices, info)`, always three,
+        in training and in evaluation.
+
+        Args:
+            dim: size of the last axis of the latents
+            codebook_size: number of distinct codes
+        """
         super().__init__()
         self.dim = check_count(dim, "dim")
         self.codebook_size = check_count(codebook_size, "codebook_size")
@@ -155,13 +209,28 @@ class BaseQuantizer(Component, ABC):
         z: Tensor,  # latents, (B, *grid, dim)
         mask: Tensor | None = None,  # bool, (B, *grid), true at real positions
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:  # z_q (B, *grid, dim), indices (B, *grid), info
-        "Quantize each vector on the last axis."
+        """Quantize each vector on the last axis.
+
+        Args:
+            z: latents, (B, *grid, dim)
+            mask: bool, (B, *grid), true at real positions
+
+        Returns:
+            z_q (B, *grid, dim), indices (B, *grid), info
+        """
 
     def decode(
         self,
         indices: Tensor,  # integers in 0..codebook_size-1, (B, *grid)
     ) -> Tensor:  # codewords, (B, *grid, dim)
-        "Codewords of indices; a subclass says how."
+        """Codewords of indices; a subclass says how.
+
+        Args:
+            indices: integers in 0..codebook_size-1, (B, *grid)
+
+        Returns:
+            codewords, (B, *grid, dim)
+        """
         raise NotImplementedError(f"{type(self).__name__} does not decode: give it a `decode`, or "
                                   "derive it from CodebookQuantizer if it has a table of codewords")
 
@@ -176,6 +245,11 @@ class ChannelFirst(Component):
         self,
         quantizer: BaseQuantizer,  # any; it sees (B, *grid, dim)
     ):
+        """A quantizer for features with the channels on axis 1.
+
+        Args:
+            quantizer: any; it sees (B, *grid, dim)
+        """
         super().__init__()
         if not isinstance(quantizer, BaseQuantizer):
             raise TypeError(f"quantizer must be a BaseQuantizer, got {type(quantizer).__name__}")
@@ -187,7 +261,15 @@ class ChannelFirst(Component):
         z: Tensor,  # features, (B, dim, *grid)
         mask: Tensor | None = None,  # bool, (B, *grid), true at real positions
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:  # z_q (B, dim, *grid), indices (B, *grid), info
-        "Quantize each vector on axis 1; `z_q_hard` of the info has the shape of `z`, too."
+        """Quantize each vector on axis 1; `z_q_hard` of the info has the shape of `z`, too.
+
+        Args:
+            z: features, (B, dim, *grid)
+            mask: bool, (B, *grid), true at real positions
+
+        Returns:
+            z_q (B, dim, *grid), indices (B, *grid), info
+        """
         dim = self.quantizer.dim
         if not isinstance(z, Tensor) or z.ndim < 2 or z.shape[1] != dim:
             shape = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
@@ -199,7 +281,14 @@ class ChannelFirst(Component):
         self,
         indices: Tensor,  # integers in 0..codebook_size-1, (B, *grid)
     ) -> Tensor:  # codewords, (B, dim, *grid)
-        "Codewords of indices, channels on axis 1."
+        """Codewords of indices, channels on axis 1.
+
+        Args:
+            indices: integers in 0..codebook_size-1, (B, *grid)
+
+        Returns:
+            codewords, (B, dim, *grid)
+        """
         return self.quantizer.decode(indices).movedim(-1, 1)
 
 # %% ../../nbs/quantizers/00_base.ipynb #setting
@@ -210,6 +299,12 @@ class Setting:
         self,
         check: Callable[[Any, str], Any],  # (value, name) -> value, raises for a bad one
     ):
+        """An attribute of a component that is checked whenever it is set, at construction or
+        later.
+
+        Args:
+            check: (value, name) -> value, raises for a bad one
+        """
         self.check = check
 
     def __set_name__(self, owner: type, name: str) -> None: self.name = name

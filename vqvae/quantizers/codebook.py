@@ -39,7 +39,14 @@ def several_processes() -> bool:
 def sum_over_ranks(
     x: Tensor,  # changed in place
 ) -> Tensor:  # the sum, the same on all processes
-    "Add up a tensor over all processes."
+    """Add up a tensor over all processes.
+
+    Args:
+        x: changed in place
+
+    Returns:
+        the sum, the same on all processes
+    """
     if several_processes(): dist.all_reduce(x)
     return x
 
@@ -47,7 +54,14 @@ def sum_over_ranks(
 def rows_of_all_ranks(
     x: Tensor,  # rows of this process, (N, dim); N may differ between processes
 ) -> Tensor:  # (sum of N, dim), in the order of the ranks, the same on all processes
-    "Rows of all processes."
+    """Rows of all processes.
+
+    Args:
+        x: rows of this process, (N, dim); N may differ between processes
+
+    Returns:
+        (sum of N, dim), in the order of the ranks, the same on all processes
+    """
     if not several_processes(): return x
     own = torch.tensor([len(x)], device=x.device)
     sizes = [torch.zeros_like(own) for _ in range(dist.get_world_size())]
@@ -90,20 +104,40 @@ class CodebookQuantizer(BaseQuantizer):
         by_gradient: bool = True,  # whether the codebook is a parameter; otherwise a buffer
         seed: int = 0,  # of the uniform start
     ):
+        """Base of quantizers whose codewords are the rows of a table.
+
+        Args:
+            dim: size of the last axis of the latents
+            codebook_size: number of codewords, n
+            init_codebook: starting codewords (n, dim); uniform in ±1/n when left out
+            by_gradient: whether the codebook is a parameter; otherwise a buffer
+            seed: of the uniform start
+        """
         super().__init__(dim, codebook_size)
         codebook = _starting_codebook(init_codebook, self.codebook_size, self.dim, seed)
         if by_gradient: self.codebook = nn.Parameter(codebook)
         else: self.register_buffer("codebook", codebook)
 
     def get_codebook(self) -> Tensor:  # (codebook_size, dim)
-        "All codewords, in the order of their indices."
+        """All codewords, in the order of their indices.
+
+        Returns:
+            (codebook_size, dim)
+        """
         return self.codebook
 
     def decode(
         self,
         indices: Tensor,  # integers in 0..codebook_size-1, (B, *grid)
     ) -> Tensor:  # codewords in the codebook's dtype, (B, *grid, dim)
-        "Look codewords up."
+        """Look codewords up.
+
+        Args:
+            indices: integers in 0..codebook_size-1, (B, *grid)
+
+        Returns:
+            codewords in the codebook's dtype, (B, *grid, dim)
+        """
         return F.embedding(check_indices(indices, self.codebook_size), self.get_codebook())
 
     @torch.no_grad()
@@ -114,6 +148,9 @@ class CodebookQuantizer(BaseQuantizer):
         """Replace the codewords, in place.
 
         Raises `ValueError` and changes nothing if shape or values do not fit.
+
+        Args:
+            codebook: new codewords, (codebook_size, dim)
         """
         if not isinstance(codebook, Tensor):
             raise TypeError(f"codebook must be a torch.Tensor, got {type(codebook).__name__}")
@@ -135,6 +172,11 @@ class CodebookQuantizer(BaseQuantizer):
         Always explicit: nothing happens at the first forward. Where several processes train
         together, call it on all of them: each ends with the same codebook, made of the latents of
         all.
+
+        Args:
+            initializer: (codebook_size, dim, data, generator=...) -> codebook
+            data: latents to initialize from, (..., dim); of each process, where there are several
+            generator: source of randomness
         """
         data = _latents_of_all_ranks(data, self.codebook)
         codebook = initializer(self.codebook_size, self.dim, data, generator=generator)

@@ -28,7 +28,15 @@ def replace_gradient(
     surrogate: Tensor,  # whose gradient is used, same shape
 ) -> Tensor:  # `value`, with the gradient of `surrogate` added to its own
     """The value of `value` with the gradient of `surrogate`; detach `value` to stop its own
-    gradient."""
+    gradient.
+
+    Args:
+        value: what comes out, bit for bit
+        surrogate: whose gradient is used, same shape
+
+    Returns:
+        `value`, with the gradient of `surrogate` added to its own
+    """
     return _ReplaceGradient.apply(value, surrogate)
 
 # %% ../../nbs/quantizers/01_estimators.ipynb #cell-011
@@ -36,7 +44,17 @@ def straight_through(
     z: Tensor,  # latents, (..., dim)
     q: Tensor,  # nearest codewords, (..., dim)
 ) -> Tensor:  # value of q, Jacobian I with respect to z
-    "Copy the gradient from the codeword to the latent [@bengio2013estimating]."
+    """Copy the gradient from the codeword to the latent.
+
+    Source: Bengio et al. 2013.
+
+    Args:
+        z: latents, (..., dim)
+        q: nearest codewords, (..., dim)
+
+    Returns:
+        value of q, Jacobian I with respect to z
+    """
     return replace_gradient(q.detach(), z)
 
 # %% ../../nbs/quantizers/01_estimators.ipynb #cell-014
@@ -76,8 +94,17 @@ def rotation(
     z: Tensor,  # latents, (..., dim)
     q: Tensor,  # nearest codewords, (..., dim)
 ) -> Tensor:  # value of q, Jacobian λR with respect to z, λ = ‖q‖/‖z‖
-    """Rotate and rescale the gradient as z is rotated and rescaled onto q [@fifty2024restructuring,
-    algorithm 1]."""
+    """Rotate and rescale the gradient as z is rotated and rescaled onto q.
+
+    Source: Fifty et al. 2025, algorithm 1.
+
+    Args:
+        z: latents, (..., dim)
+        q: nearest codewords, (..., dim)
+
+    Returns:
+        value of q, Jacobian λR with respect to z, λ = ‖q‖/‖z‖
+    """
     frame = _frame(z, q)
     return replace_gradient(q.detach(),
                           torch.where(frame.defined, frame.scale * _rotate(z, frame), z))
@@ -87,7 +114,15 @@ def rotation_unscaled(
     z: Tensor,  # latents, (..., dim)
     q: Tensor,  # nearest codewords, (..., dim)
 ) -> Tensor:  # value of q, Jacobian R with respect to z
-    "The rotation without its scale: the gradient keeps its length."
+    """The rotation without its scale: the gradient keeps its length.
+
+    Args:
+        z: latents, (..., dim)
+        q: nearest codewords, (..., dim)
+
+    Returns:
+        value of q, Jacobian R with respect to z
+    """
     frame = _frame(z, q)
     return replace_gradient(q.detach(), torch.where(frame.defined, _rotate(z, frame), z))
 
@@ -96,7 +131,15 @@ def rotation_tangent(
     z: Tensor,  # latents, (..., dim)
     q: Tensor,  # nearest codewords, (..., dim)
 ) -> Tensor:  # value of q, Jacobian λR(I − ẑẑᵀ) with respect to z
-    "The rotation with a live norm: the gradient has no part along z."
+    """The rotation with a live norm: the gradient has no part along z.
+
+    Args:
+        z: latents, (..., dim)
+        q: nearest codewords, (..., dim)
+
+    Returns:
+        value of q, Jacobian λR(I − ẑẑᵀ) with respect to z
+    """
     frame = _frame(z, q)
     tangent = z - frame.z_hat * (frame.z_hat * z).sum(-1, keepdim=True)
     return replace_gradient(q.detach(),
@@ -107,7 +150,15 @@ def projection(
     z: Tensor,  # latents, (..., dim)
     q: Tensor,  # nearest codewords, (..., dim)
 ) -> Tensor:  # value of q, Jacobian uuᵀ with respect to z, u = (q − z)/‖q − z‖
-    "Keep the part of the gradient along the line from latent to codeword; zero at z = q."
+    """Keep the part of the gradient along the line from latent to codeword; zero at z = q.
+
+    Args:
+        z: latents, (..., dim)
+        q: nearest codewords, (..., dim)
+
+    Returns:
+        value of q, Jacobian uuᵀ with respect to z, u = (q − z)/‖q − z‖
+    """
     with torch.no_grad():
         towards = q - z
         length = towards.norm(dim=-1, keepdim=True)

@@ -34,6 +34,12 @@ def check_levels(
 
     Raises `TypeError` unless they are integers, `ValueError` if there are none, too few or too
     many.
+
+    Args:
+        levels: number of levels of each coordinate
+
+    Returns:
+        the same
     """
     if isinstance(levels, str) or not isinstance(levels, Iterable):
         raise TypeError(f"levels must be a list of integers, got {levels!r}")
@@ -71,7 +77,14 @@ def bound(
 ) -> Tensor:  # between −⌊L/2⌋ and ⌈L/2⌉ − 1 after rounding, (..., dim)
     """Squash each coordinate so that it rounds to one of its levels.
 
-    Source: [@mentzer2023finite, appendix A.1].
+    Source: (Mentzer et al. 2024, appendix A.1).
+
+    Args:
+        z: latents, (..., dim)
+        levels: number of levels of each coordinate, dim integers
+
+    Returns:
+        between −⌊L/2⌋ and ⌈L/2⌉ − 1 after rounding, (..., dim)
     """
     half, offset, shift = z.new_tensor(_constants(_integers(levels))).unbind(1)
     return half * torch.tanh(z + shift) - offset
@@ -86,7 +99,15 @@ def codes_to_vectors(
     codes: Tensor,  # integers from −⌊L/2⌋ to ⌈L/2⌉ − 1, int64, (..., dim)
     levels: Sequence[int] | Tensor,  # number of levels of each coordinate, dim integers
 ) -> Tensor:  # code / ⌊L/2⌋, float32, (..., dim)
-    "Codewords between −1 and 1."
+    """Codewords between −1 and 1.
+
+    Args:
+        codes: integers from −⌊L/2⌋ to ⌈L/2⌉ − 1, int64, (..., dim)
+        levels: number of levels of each coordinate, dim integers
+
+    Returns:
+        code / ⌊L/2⌋, float32, (..., dim)
+    """
     vectors = codes.to(torch.float32)
     return vectors / _half_levels(levels, vectors)
 
@@ -95,7 +116,15 @@ def round_codes(
     bounded: Tensor,  # output of `bound`, (..., dim)
     levels: Sequence[int] | Tensor,  # number of levels of each coordinate, dim integers
 ) -> tuple[Tensor, Tensor]:  # codewords with a gradient (..., dim), integer codes int64 (..., dim)
-    "Round to codewords; the gradient passes as if only divided by ⌊L/2⌋."
+    """Round to codewords; the gradient passes as if only divided by ⌊L/2⌋.
+
+    Args:
+        bounded: output of `bound`, (..., dim)
+        levels: number of levels of each coordinate, dim integers
+
+    Returns:
+        codewords with a gradient (..., dim), integer codes int64 (..., dim)
+    """
     codes = bounded.detach().round().long()
     return replace_gradient(codes_to_vectors(codes, levels).to(bounded.dtype),
                             bounded / _half_levels(levels, bounded)), codes
@@ -111,7 +140,15 @@ def codes_to_indices(
     codes: Tensor,  # integers from −⌊L/2⌋ to ⌈L/2⌉ − 1, int64, (..., dim)
     levels: Sequence[int] | Tensor,  # number of levels of each coordinate, dim integers
 ) -> Tensor:  # 0 to product of levels − 1, int64, (...)
-    "One number for all digits, the first digit fastest."
+    """One number for all digits, the first digit fastest.
+
+    Args:
+        codes: integers from −⌊L/2⌋ to ⌈L/2⌉ − 1, int64, (..., dim)
+        levels: number of levels of each coordinate, dim integers
+
+    Returns:
+        0 to product of levels − 1, int64, (...)
+    """
     digits = codes + _half_levels(levels, codes)
     return (digits * codes.new_tensor(_place_values(levels))).sum(-1)
 
@@ -120,7 +157,15 @@ def indices_to_codes(
     indices: Tensor,  # 0 to product of levels − 1, int64, (...)
     levels: Sequence[int] | Tensor,  # number of levels of each coordinate, dim integers
 ) -> Tensor:  # integers from −⌊L/2⌋ to ⌈L/2⌉ − 1, int64, (..., dim)
-    "The digits of a number."
+    """The digits of a number.
+
+    Args:
+        indices: 0 to product of levels − 1, int64, (...)
+        levels: number of levels of each coordinate, dim integers
+
+    Returns:
+        integers from −⌊L/2⌋ to ⌈L/2⌉ − 1, int64, (..., dim)
+    """
     counts, places = (indices.new_tensor(values)
                       for values in (_integers(levels), _place_values(levels)))
     return indices.unsqueeze(-1) // places % counts - _half_levels(levels, indices)
@@ -132,7 +177,7 @@ _LARGEST_TABLE = 1 << 24
 class FiniteScalarQuantizer(BaseQuantizer):
     """Rounding of bounded coordinates; the codebook is a fixed grid.
 
-    Source: [@mentzer2023finite].
+    Source: (Mentzer et al. 2024).
     """
 
     _like: Tensor  # empty: has the module's dtype and device
@@ -141,6 +186,11 @@ class FiniteScalarQuantizer(BaseQuantizer):
         self,
         levels: list[int],  # number of levels of each coordinate; its length is the dimension
     ):
+        """Rounding of bounded coordinates; the codebook is a fixed grid.
+
+        Args:
+            levels: number of levels of each coordinate; its length is the dimension
+        """
         checked = check_levels(levels)
         super().__init__(len(checked), math.prod(checked))
         self.levels = checked
@@ -158,6 +208,13 @@ class FiniteScalarQuantizer(BaseQuantizer):
         """Quantize; there is nothing to learn, so training and evaluation are the same.
 
         The info has no losses.
+
+        Args:
+            z: latents, (B, *grid, dim)
+            mask: bool, (B, *grid), true at real positions
+
+        Returns:
+            z_q (B, *grid, dim), indices (B, *grid), info
         """
         x, _ = prepare_latents(z, self.dim, mask, self.layout_known)
         z_q, codes = round_codes(bound(x, self.levels), self.levels)
@@ -167,7 +224,14 @@ class FiniteScalarQuantizer(BaseQuantizer):
         self,
         indices: Tensor,  # integers in 0..codebook_size-1, (B, *grid)
     ) -> Tensor:  # codewords in the module's dtype, (B, *grid, dim)
-        "Compute codewords."
+        """Compute codewords.
+
+        Args:
+            indices: integers in 0..codebook_size-1, (B, *grid)
+
+        Returns:
+            codewords in the module's dtype, (B, *grid, dim)
+        """
         codes = indices_to_codes(check_indices(indices, self.codebook_size), self.levels)
         return codes_to_vectors(codes, self.levels).to(self._like.dtype)
 
@@ -175,6 +239,9 @@ class FiniteScalarQuantizer(BaseQuantizer):
         """All codewords in the order of their indices.
 
         Raises `ValueError` above 2^24 of them, where the table would not fit.
+
+        Returns:
+            (codebook_size, dim), in the module's dtype
         """
         if self.codebook_size > _LARGEST_TABLE:
             raise ValueError(f"get_codebook would make {self.codebook_size} codewords, more than "

@@ -32,6 +32,12 @@ class DistanceLogits(Component):
         self,
         scale: float = 1.0,  # τ₀, in units of a squared distance: small for decided choices
     ):
+        """Minus the squared distance to each code, divided by `scale`, up to a constant per
+        position.
+
+        Args:
+            scale: τ₀, in units of a squared distance: small for decided choices
+        """
         super().__init__()
         self.scale = scale
 
@@ -44,7 +50,15 @@ class DistanceLogits(Component):
         z: Tensor,  # latents, (..., dim)
         codebook: Tensor,  # codewords, (codebook_size, dim)
     ) -> Tensor:  # logits, (..., codebook_size)
-        "How much each latent favours each code."
+        """How much each latent favours each code.
+
+        Args:
+            z: latents, (..., dim)
+            codebook: codewords, (codebook_size, dim)
+
+        Returns:
+            logits, (..., codebook_size)
+        """
         center = codebook.detach().mean(0)
         codes = codebook - center
         return (2 * (z - center) @ codes.T - codes.square().sum(1)) / self.scale
@@ -53,7 +67,7 @@ class DistanceLogits(Component):
 class LinearLogits(Component):
     """A learned linear map from latents to logits; the codewords take no part.
 
-    Source: [@jang2016categorical].
+    Source: (Jang et al. 2017).
     """
 
     def __init__(
@@ -62,6 +76,13 @@ class LinearLogits(Component):
         codebook_size: int,  # number of codes, n
         seed: int = 0,  # of the initial weights
     ):
+        """A learned linear map from latents to logits; the codewords take no part.
+
+        Args:
+            dim: size of the last axis of the latents
+            codebook_size: number of codes, n
+            seed: of the initial weights
+        """
         super().__init__()
         self.dim = check_count(dim, "dim")
         size = check_count(codebook_size, "codebook_size")
@@ -72,7 +93,15 @@ class LinearLogits(Component):
         z: Tensor,  # latents, (..., dim)
         codebook: Tensor,  # not used
     ) -> Tensor:  # logits, (..., codebook_size)
-        "How much each latent favours each code."
+        """How much each latent favours each code.
+
+        Args:
+            z: latents, (..., dim)
+            codebook: not used
+
+        Returns:
+            logits, (..., codebook_size)
+        """
         if z.shape[-1] != self.dim:
             raise ValueError(f"z must have {self.dim} values on its last axis, got shape "
                              f"{tuple(z.shape)}")
@@ -83,7 +112,15 @@ def gumbel_noise(
     like: Tensor,  # shape, dtype and device of the noise
     generator: torch.Generator,  # source of randomness
 ) -> Tensor:  # standard Gumbel numbers
-    "Minus the logarithm of exponential numbers."
+    """Minus the logarithm of exponential numbers.
+
+    Args:
+        like: shape, dtype and device of the noise
+        generator: source of randomness
+
+    Returns:
+        standard Gumbel numbers
+    """
     return (
         -torch.empty_like(like, memory_format=torch.contiguous_format)
         .exponential_(generator=generator)
@@ -94,7 +131,7 @@ def gumbel_noise(
 class ExponentialTemperature(Component):
     """From `start` to `end` by a constant factor per step, then constant.
 
-    Source: [@jang2016categorical].
+    Source: (Jang et al. 2017).
     """
 
     start = Setting(check_positive)
@@ -107,6 +144,13 @@ class ExponentialTemperature(Component):
         end: float,  # temperature from step `steps` on
         steps: int,  # training steps in between
     ):
+        """From `start` to `end` by a constant factor per step, then constant.
+
+        Args:
+            start: temperature at step 0
+            end: temperature from step `steps` on
+            steps: training steps in between
+        """
         super().__init__()
         self.start, self.end, self.steps = start, end, steps
 
@@ -118,7 +162,14 @@ class ExponentialTemperature(Component):
         self,
         step: int,  # training steps so far
     ) -> float:  # temperature
-        "The temperature at a step."
+        """The temperature at a step.
+
+        Args:
+            step: training steps so far
+
+        Returns:
+            temperature
+        """
         return self.start * (self.end / self.start) ** min(step / self.steps, 1.0)
 
 # %% ../../nbs/quantizers/06_gumbel.ipynb #cell-017
@@ -130,7 +181,16 @@ def draw_codewords(
 ) -> tuple[Tensor, Tensor]:  # z_q (..., dim), indices int64 (...)
     """Codewords of the highest scores with the gradient of the mixture, or the mixture.
 
-    Source: [@jang2016categorical, section 2.2].
+    Source: (Jang et al. 2017, section 2.2).
+
+    Args:
+        scores: logits with noise in training, without in evaluation, (..., codebook_size)
+        codebook: codewords, (codebook_size, dim)
+        temperature: τ
+        hard: codewords, or their mixture
+
+    Returns:
+        z_q (..., dim), indices int64 (...)
     """
     indices, y = scores.argmax(-1), (scores / temperature).softmax(-1)
     if not hard: return y @ codebook, indices
@@ -140,7 +200,14 @@ def draw_codewords(
 def kl_to_uniform(
     logits: Tensor,  # (..., codebook_size)
 ) -> Tensor:  # nats, at least 0, (...)
-    "Divergence of softmax(logits) from the uniform distribution, summed over codes."
+    """Divergence of softmax(logits) from the uniform distribution, summed over codes.
+
+    Args:
+        logits: (..., codebook_size)
+
+    Returns:
+        nats, at least 0, (...)
+    """
     log_p = logits.log_softmax(-1)
     return (log_p.exp() * (log_p + math.log(logits.shape[-1]))).sum(-1).clamp_min(0.0)
 
@@ -159,7 +226,7 @@ def _check_logits(logits: Component, codebook: Tensor) -> Component:
 class GumbelSoftmaxQuantizer(CodebookQuantizer):
     """Codes drawn from a distribution in training, the likeliest code in evaluation.
 
-    Source: [@jang2016categorical; @maddison2016concrete].
+    Source: (Jang et al. 2017; Maddison et al. 2017).
     """
 
     step: Tensor  # training steps so far
@@ -177,6 +244,17 @@ class GumbelSoftmaxQuantizer(CodebookQuantizer):
         hard: bool = True,  # codewords in training; False: mixtures of them
         seed: int = 0,  # of the uniform start and of the noise
     ):
+        """Codes drawn from a distribution in training, the likeliest code in evaluation.
+
+        Args:
+            dim: size of the last axis of the latents
+            codebook_size: number of codewords, n
+            init_codebook: starting codewords (n, dim); uniform in ±1/n when left out
+            logits: (z, codebook) -> logits (..., n); `DistanceLogits()` when left out
+            temperature: τ, or τ as a function of the training step
+            hard: codewords in training; False: mixtures of them
+            seed: of the uniform start and of the noise
+        """
         super().__init__(dim, codebook_size, init_codebook, by_gradient=True, seed=seed)
         self.logits = _check_logits(DistanceLogits() if logits is None else logits,
                                     self.codebook.detach())
@@ -197,7 +275,11 @@ class GumbelSoftmaxQuantizer(CodebookQuantizer):
         self,
         step: Any,  # training steps so far; a tensor while compiling
     ) -> float:
-        "τ at a step; raises `ValueError` if it is not above zero."
+        """τ at a step; raises `ValueError` if it is not above zero.
+
+        Args:
+            step: training steps so far; a tensor while compiling
+        """
         value = self.temperature(step) if callable(self.temperature) else self.temperature
         if torch.compiler.is_compiling(): return value
         return check_positive(float(value), "temperature")
@@ -215,6 +297,13 @@ class GumbelSoftmaxQuantizer(CodebookQuantizer):
         noise.
 
         The info has the loss `kl`, in nats.
+
+        Args:
+            z: latents, (B, *grid, dim)
+            mask: bool, (B, *grid), true at real positions
+
+        Returns:
+            z_q (B, *grid, dim), indices (B, *grid), info
         """
         x, mask = prepare_latents(z, self.dim, mask, self.layout_known)
         if self.training: z_q, indices, info = self._draw(x, mask)

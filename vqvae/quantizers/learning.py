@@ -28,7 +28,11 @@ class CodebookLearning(Component, ABC):
         self,
         codebook: Tensor,  # (codebook_size, dim), as it is now
     ) -> None:
-        "Start the statistics afresh for a codebook."
+        """Start the statistics afresh for a codebook.
+
+        Args:
+            codebook: (codebook_size, dim), as it is now
+        """
 
     @abstractmethod
     def losses(
@@ -37,7 +41,16 @@ class CodebookLearning(Component, ABC):
         q: Tensor,  # their codewords, same shape, with gradient to the codebook
         mask: Tensor | None = None,  # bool, (B, *grid), true at real positions
     ) -> dict[str, Tensor]:  # scalars by name
-        "Unweighted loss terms."
+        """Unweighted loss terms.
+
+        Args:
+            z: latents, (B, *grid, dim)
+            q: their codewords, same shape, with gradient to the codebook
+            mask: bool, (B, *grid), true at real positions
+
+        Returns:
+            scalars by name
+        """
 
     @abstractmethod
     def update(
@@ -46,7 +59,13 @@ class CodebookLearning(Component, ABC):
         z: Tensor,  # latents of one batch, (N, dim)
         indices: Tensor,  # their codes, int64, (N,)
     ) -> None:
-        "Learn from a batch; called after every forward in training."
+        """Learn from a batch; called after every forward in training.
+
+        Args:
+            codebook: (codebook_size, dim), changed in place if the rule moves it
+            z: latents of one batch, (N, dim)
+            indices: their codes, int64, (N,)
+        """
 
     @abstractmethod
     def restart(
@@ -54,13 +73,18 @@ class CodebookLearning(Component, ABC):
         codes: Tensor,  # bool, (codebook_size,)
         codebook: Tensor,  # (codebook_size, dim)
     ) -> None:
-        "Forget what was known of codes that were moved by something else."
+        """Forget what was known of codes that were moved by something else.
+
+        Args:
+            codes: bool, (codebook_size,)
+            codebook: (codebook_size, dim)
+        """
 
 # %% ../../nbs/quantizers/03_learning.ipynb #cell-006
 class LossLearning(CodebookLearning):
     """The codebook is a parameter, trained by the codebook loss.
 
-    Source: [@vandenoord2017neural, equation 3].
+    Source: (van den Oord et al. 2017, equation 3).
     """
     by_gradient = True
 
@@ -72,7 +96,16 @@ class LossLearning(CodebookLearning):
         q: Tensor,  # their codewords, same shape, with gradient to the codebook
         mask: Tensor | None = None,  # bool, (B, *grid), true at real positions
     ) -> dict[str, Tensor]:  # codebook and commitment, scalars
-        "Unweighted loss terms."
+        """Unweighted loss terms.
+
+        Args:
+            z: latents, (B, *grid, dim)
+            q: their codewords, same shape, with gradient to the codebook
+            mask: bool, (B, *grid), true at real positions
+
+        Returns:
+            codebook and commitment, scalars
+        """
         return {"codebook": masked_mean((z.detach() - q).square(), mask),
                 "commitment": commitment_loss(z, q, mask)}
 
@@ -95,7 +128,7 @@ class EMALearning(CodebookLearning):
     """The codebook is a buffer that follows the mean of its latents.
 
     Counts and sums are kept in float32 at least, also in a half-precision module. Source:
-    [@vandenoord2017neural, appendix A.1].
+    (van den Oord et al. 2017, appendix A.1).
     """
     by_gradient = False
     decay = Setting(_check_decay)
@@ -114,6 +147,13 @@ class EMALearning(CodebookLearning):
         epsilon: float = 1e-5,  # Laplace smoothing of the counts; 0 switches it off
         every: int = 1,  # training batches accumulated for one update
     ):
+        """The codebook is a buffer that follows the mean of its latents.
+
+        Args:
+            decay: γ, in [0, 1)
+            epsilon: Laplace smoothing of the counts; 0 switches it off
+            every: training batches accumulated for one update
+        """
         super().__init__()
         self.decay, self.epsilon, self.every = decay, epsilon, every
 
@@ -154,7 +194,13 @@ class EMALearning(CodebookLearning):
         z: Tensor,  # latents of one batch, (N, dim)
         indices: Tensor,  # their codes, int64, (N,)
     ) -> None:
-        "Add a batch to the statistics; after `every` batches, move the codebook."
+        """Add a batch to the statistics; after `every` batches, move the codebook.
+
+        Args:
+            codebook: buffer to move, (codebook_size, dim)
+            z: latents of one batch, (N, dim)
+            indices: their codes, int64, (N,)
+        """
         total = torch.zeros_like(self.new_total).index_add_(0, indices, z.to(self.new_total.dtype))
         self.new_count += sum_over_ranks(torch.bincount(indices, minlength=len(codebook)))
         self.new_total += sum_over_ranks(total)
@@ -181,7 +227,7 @@ class EMALearning(CodebookLearning):
 class Revival(Component):
     """Move codes that were idle for many steps onto latents of the current batch.
 
-    Source: [@razavi2019generating].
+    Source: (Razavi et al. 2019).
     """
     after = Setting(check_count)
 
@@ -193,6 +239,12 @@ class Revival(Component):
         after: int = 100,  # training steps without being chosen after which a code is dead
         seed: int = 0,  # which latents are taken
     ):
+        """Move codes that were idle for many steps onto latents of the current batch.
+
+        Args:
+            after: training steps without being chosen after which a code is dead
+            seed: which latents are taken
+        """
         super().__init__()
         self.after, self.seed = after, seed
         self.register_buffer("step", torch.tensor(0))
@@ -214,7 +266,16 @@ class Revival(Component):
         z: Tensor,  # latents of one batch, (N, dim)
         indices: Tensor,  # their codes, (N,)
     ) -> Tensor:  # which codes were revived, bool, (codebook_size,)
-        "Count idle steps and replace codes that reached the limit."
+        """Count idle steps and replace codes that reached the limit.
+
+        Args:
+            codebook: (codebook_size, dim), changed in place
+            z: latents of one batch, (N, dim)
+            indices: their codes, (N,)
+
+        Returns:
+            which codes were revived, bool, (codebook_size,)
+        """
         used = sum_over_ranks(torch.bincount(indices, minlength=len(codebook))) > 0
         self.idle.add_(1)[used] = 0
         self.step += 1

@@ -42,6 +42,12 @@ class RecentForwards:
         most: int,  # how many forwards are remembered
         name: str,  # what the message calls the quantizer
     ):
+        """What the latest training forwards used, found again by their latents.
+
+        Args:
+            most: how many forwards are remembered
+            name: what the message calls the quantizer
+        """
         self.name = name
         # fingerprint, value, whether it was found already
         self.kept: deque[list[Any]] = deque(maxlen=most)
@@ -55,14 +61,26 @@ class RecentForwards:
         z: Tensor,  # latents of this forward, float32 or float64
         value: Any,  # what it used
     ) -> None:
-        "Remember a forward."
+        """Remember a forward.
+
+        Args:
+            z: latents of this forward, float32 or float64
+            value: what it used
+        """
         self.kept.append([_fingerprint(z), value, False])
 
     def find(
         self,
         z: Tensor,  # latents of a recomputation
     ) -> Any:  # what the first run used
-        "Raises `RuntimeError` unless exactly one forward can be meant."
+        """Raises `RuntimeError` unless exactly one forward can be meant.
+
+        Args:
+            z: latents of a recomputation
+
+        Returns:
+            what the first run used
+        """
         key = _fingerprint(z)
         same = [entry for entry in self.kept if entry[0] == key]
         fresh = [entry for entry in same if not entry[2]]

@@ -101,7 +101,15 @@ def search_codes(
     z: Tensor,  # finite vectors, (..., dim)
     codebook: Tensor,  # finite codewords, (codebook_size, dim)
 ) -> Tensor:  # index of the nearest codeword in squared Euclidean distance, int64, (...)
-    "As `nearest_codes`, for arguments that were checked before."
+    """As `nearest_codes`, for arguments that were checked before.
+
+    Args:
+        z: finite vectors, (..., dim)
+        codebook: finite codewords, (codebook_size, dim)
+
+    Returns:
+        index of the nearest codeword in squared Euclidean distance, int64, (...)
+    """
     dtype = torch.promote_types(torch.promote_types(z.dtype, codebook.dtype), torch.float32)
     flat = z.detach().reshape(-1, z.shape[-1]).to(dtype)
     return _nearest_codes(flat, codebook.detach().to(dtype)).reshape(z.shape[:-1])

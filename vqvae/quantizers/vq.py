@@ -40,7 +40,7 @@ def _name(function: Any) -> str: return getattr(function, "__name__", type(funct
 class VectorQuantizer(CodebookQuantizer):
     """Nearest of `codebook_size` learned codewords.
 
-    Source: [@vandenoord2017neural].
+    Source: (van den Oord et al. 2017).
     """
     estimator = Setting(_check_estimator)
 
@@ -57,6 +57,17 @@ class VectorQuantizer(CodebookQuantizer):
         revival: Revival | None = None,  # what happens to dead codes; nothing when left out
         seed: int = 0,  # of the uniform start
     ):
+        """Nearest of `codebook_size` learned codewords.
+
+        Args:
+            dim: size of the last axis of the latents
+            codebook_size: number of codewords, n
+            init_codebook: starting codewords (n, dim); uniform in ±1/n when left out
+            estimator: (z, q) -> z_q, decides the gradient
+            learning: how codewords move; by loss when left out
+            revival: what happens to dead codes; nothing when left out
+            seed: of the uniform start
+        """
         rule = LossLearning() if learning is None else learning
         for value, kind, name in ((rule, CodebookLearning, "learning"),
                                   (revival, Revival, "revival")):
@@ -81,7 +92,11 @@ class VectorQuantizer(CodebookQuantizer):
         self,
         codebook: Tensor,  # new codewords, (codebook_size, dim)
     ) -> None:
-        "Replace the codewords and start the statistics of learning and revival afresh."
+        """Replace the codewords and start the statistics of learning and revival afresh.
+
+        Args:
+            codebook: new codewords, (codebook_size, dim)
+        """
         super().set_codebook(codebook)
         self._restart()
 
@@ -89,7 +104,11 @@ class VectorQuantizer(CodebookQuantizer):
         self,
         requires_grad: bool = True,  # for all parameters
     ) -> Self:
-        "As for every module; warns where the codebook is no parameter and so goes on moving."
+        """As for every module; warns where the codebook is no parameter and so goes on moving.
+
+        Args:
+            requires_grad: for all parameters
+        """
         if not requires_grad and not self.learning.by_gradient:
             warnings.warn(f"the codebook follows {type(self.learning).__name__}, not gradients: "
                           "use freeze() to hold it still", stacklevel=2)
@@ -100,7 +119,15 @@ class VectorQuantizer(CodebookQuantizer):
         z: Tensor,  # latents, (B, *grid, dim)
         mask: Tensor | None = None,  # bool, (B, *grid), true at real positions
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:  # z_q (B, *grid, dim), indices (B, *grid), info
-        "Quantize; in training, also move the codewords as the learning rule says."
+        """Quantize; in training, also move the codewords as the learning rule says.
+
+        Args:
+            z: latents, (B, *grid, dim)
+            mask: bool, (B, *grid), true at real positions
+
+        Returns:
+            z_q (B, *grid, dim), indices (B, *grid), info
+        """
         x, mask = prepare_latents(z, self.dim, mask, self.layout_known)
         check_finite(self.codebook, "codebook")
         moves = self.training and self._moves_in_forward()
@@ -132,7 +159,7 @@ class VectorQuantizer(CodebookQuantizer):
 class RotationVectorQuantizer(VectorQuantizer):
     """Vector quantization with the rotation trick as its gradient.
 
-    Source: [@fifty2024restructuring].
+    Source: (Fifty et al. 2025).
     """
 
     def __init__(
@@ -146,6 +173,16 @@ class RotationVectorQuantizer(VectorQuantizer):
         revival: Revival | None = None,  # what happens to dead codes
         seed: int = 0,  # of the uniform start
     ):
+        """Vector quantization with the rotation trick as its gradient.
+
+        Args:
+            dim: size of the last axis of the latents
+            codebook_size: number of codewords, n
+            init_codebook: starting codewords (n, dim); uniform in ±1/n when left out
+            learning: how codewords move; by loss when left out
+            revival: what happens to dead codes
+            seed: of the uniform start
+        """
         super().__init__(dim, codebook_size, init_codebook, rotation, learning, revival, seed)
 
 # %% ../../nbs/quantizers/04_vq.ipynb #projection
@@ -163,4 +200,14 @@ class ProjectionVectorQuantizer(VectorQuantizer):
         revival: Revival | None = None,  # what happens to dead codes
         seed: int = 0,  # of the uniform start
     ):
+        """Vector quantization whose gradient is projected onto the line from latent to codeword.
+
+        Args:
+            dim: size of the last axis of the latents
+            codebook_size: number of codewords, n
+            init_codebook: starting codewords (n, dim); uniform in ±1/n when left out
+            learning: how codewords move; by loss when left out
+            revival: what happens to dead codes
+            seed: of the uniform start
+        """
         super().__init__(dim, codebook_size, init_codebook, projection, learning, revival, seed)
