@@ -311,10 +311,12 @@ def import_path(
 ) -> str:  # 'package.module.Name'
     """The name under which `resolve` finds `obj` again.
 
-    Raises `ValueError` for lambdas and local definitions.
+    Raises `ValueError` for lambdas, methods and local definitions.
     """
+    if inspect.isbuiltin(obj) and getattr(torch, obj.__name__, None) is obj:
+        return f"torch.{obj.__name__}"
     path = f"{obj.__module__}.{obj.__qualname__}"
-    if "<" in obj.__qualname__:
+    if "<" in obj.__qualname__ or "." in obj.__qualname__:
         raise ValueError(f"{path} has no import path: define it at the top level of a module to "
                          "save it by name")
     return path

@@ -211,7 +211,7 @@ def _notes(component: Component, tensors: dict[str, Tensor], met: _Met) -> dict[
 # %% ../../nbs/models/00_io.ipynb #replace
 def _place(component: Component, name: str) -> tuple[nn.Module, str]:
     "The module that holds a tensor of the state, and the tensor's name in it."
-    module, _, last = name.rpartition(".")
+    module, _, last = name.removeprefix("state.").rpartition(".")
     return component.get_submodule(module), last
 
 
