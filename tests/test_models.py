@@ -132,11 +132,13 @@ def test_compiles_in_evaluation_without_graph_break(pair):
 
 def test_mismatched_parts_are_refused():
     encoder, decoder = PAIRS["conv"]()
-    for bad, message in (((encoder, QUANTIZERS["VQ"](), ConvDecoder(1, DIM, upsample=4)), "but the encoder made them of"),
-                         ((encoder, QUANTIZERS["VQ"](), ConvDecoder(3, DIM, upsample=2)), "but the encoder made them of"),
-                         ((ConvEncoder(1, DIM + 1, 2), QUANTIZERS["VQ"](), decoder), "dimension 5, the quantizer expects 4"),
-                         ((encoder, QUANTIZERS["VQ"](), LearnedLinearDecoder(DIM, 64)), "encoder turns")):
-        with pytest.raises(ValueError, match=message): VQVAE(*bad)
+    for bad, message in (
+        ((encoder, ConvDecoder(1, DIM, upsample=4)), "but the encoder made them of"),
+        ((encoder, ConvDecoder(3, DIM, upsample=2)), "but the encoder made them of"),
+        ((ConvEncoder(1, DIM + 1, 2), decoder), "dimension 5, the quantizer expects 4"),
+        ((encoder, LearnedLinearDecoder(DIM, 64)), "encoder turns"),
+    ):
+        with pytest.raises(ValueError, match=message): VQVAE(bad[0], QUANTIZERS["VQ"](), bad[1])
     with pytest.raises(TypeError, match="decoder must be a BaseDecoder"):
         VQVAE(encoder, QUANTIZERS["VQ"](), torch.nn.Identity())
 
@@ -160,10 +162,13 @@ def test_load_runs_nothing_that_the_file_names(tmp_path):
         save_file({}, tmp_path / "bad.safetensors",
                   {"format": "vqvae 1", "recipe": json.dumps(recipe)})
         return tmp_path / "bad.safetensors"
-    for recipe, message in (({"class": "os.system", "trainable": True, "arguments": {"command": "touch /tmp/owned"}}, "not a component"),
-                            ({"class": "antigravity.Fly", "trainable": True, "arguments": {}}, "import antigravity first"),
-                            ({"class": "vqvae.core.nothing", "trainable": True, "arguments": {}}, "there is no vqvae.core.nothing"),
-                            ({"class": "vqvae.core.seeded", "trainable": True, "arguments": {"seed": 1}}, "not a component")):
+    for name, arguments, message in (
+        ("os.system", {"command": "touch /tmp/owned"}, "not a component"),
+        ("antigravity.Fly", {}, "import antigravity first"),
+        ("vqvae.core.nothing", {}, "there is no vqvae.core.nothing"),
+        ("vqvae.core.seeded", {"seed": 1}, "not a component"),
+    ):
+        recipe = {"class": name, "trainable": True, "arguments": arguments}
         with pytest.raises(ValueError, match=message): VQVAE.load(file(recipe))
 
 
@@ -298,7 +303,8 @@ def test_arguments_come_back_as_they_were(value, tmp_path):
 
 
 def test_nan_and_numpy_in_arguments(tmp_path):
-    loaded = round_trip(Blend(temperature=float("nan"), shape=(np.int64(2), np.float32(0.5))), tmp_path)
+    part = Blend(temperature=float("nan"), shape=(np.int64(2), np.float32(0.5)))
+    loaded = round_trip(part, tmp_path)
     assert math.isnan(loaded.temperature) and loaded.shape == (2, 0.5)
     for array in (np.arange(4.0).reshape(2, 2)[:, 1], np.array([True]), np.array(3, np.int16)):
         table = round_trip(Blend(table=array), tmp_path).table
@@ -324,7 +330,7 @@ def test_components_in_a_plain_list(tmp_path):
     loaded = round_trip(part, tmp_path).parts
     assert (loaded[0].decay, loaded[0].every, loaded[0].trainable) == (0.5, 2, True)
     assert loaded[1][0].start == 2.0 and not loaded[1][0].trainable
-    with pytest.raises(TypeError, match="parts.0 cannot be saved: it has state and is not a submodule"):
+    with pytest.raises(TypeError, match="parts.0 cannot be saved: it has state and is no"):
         save_component(Loose([Revival()]), tmp_path / "file")
 
 
@@ -349,7 +355,8 @@ def test_shared_parts_and_tied_weights_are_one_thing(tmp_path):
 def test_an_object_that_is_a_part_of_itself_is_refused(tmp_path):
     part = Loose([])
     part.parts.append(part)
-    with pytest.raises(ValueError, match="it is a part of itself"): save_component(part, tmp_path / "f")
+    with pytest.raises(ValueError, match="it is a part of itself"):
+        save_component(part, tmp_path / "file")
 
 
 def test_parameters_held_one_by_one_come_back(tmp_path):
@@ -361,7 +368,8 @@ def test_parameters_held_one_by_one_come_back(tmp_path):
     loaded = round_trip(model, tmp_path)
     assert {name for name, p in loaded.named_parameters() if not p.requires_grad} == held
     loaded.decoder.unfreeze()
-    assert not loaded.decoder.linear.weight.requires_grad and loaded.decoder.linear.bias.requires_grad
+    linear = loaded.decoder.linear
+    assert not linear.weight.requires_grad and linear.bias.requires_grad
     model.unfreeze().freeze()
     assert not any(p.requires_grad for p in round_trip(model, tmp_path).parameters())
 
@@ -456,7 +464,8 @@ def test_positional_and_keyword_arguments_of_any_number(tmp_path):
 def test_saving_and_loading_leave_the_generator_alone(tmp_path):
     before = torch.get_rng_state()
     encoder = LearnedLinearEncoder((1, 8, 8), DIM)
-    round_trip(VQVAE(encoder, VectorQuantizer(DIM, 8), Shared(encoder)), tmp_path)  # unseeded Linear
+    # its decoder draws unseeded weights
+    round_trip(VQVAE(encoder, VectorQuantizer(DIM, 8), Shared(encoder)), tmp_path)
     expected = torch.get_rng_state()
     torch.set_rng_state(before)
     VQVAE(encoder, VectorQuantizer(DIM, 8), Shared(encoder))
@@ -516,7 +525,8 @@ def test_a_file_cannot_replace_methods(setting, tmp_path):
 
 
 def test_damaged_recipes_are_value_errors(tmp_path):
-    for recipe, message in (("{", "Expecting"), ('{"class": "vqvae.quantizers.learning.Revival"}', "recipe"),
+    for recipe, message in (("{", "Expecting"),
+                            (json.dumps({"class": import_path(Revival)}), "recipe"),
                             (json.dumps({"class": import_path(Revival), "trainable": True,
                                          "arguments": {"age": 3}}), "cannot be constructed again")):
         save_file({}, tmp_path / "bad", {"format": "vqvae 1", "recipe": recipe})
@@ -555,16 +565,17 @@ def test_what_a_dtype_cannot_hold_is_refused():
 
 def test_pixels_and_other_things_at_the_door():
     model = model_of("conv", "VQ")
-    with pytest.raises(TypeError, match=r"got torch.uint8: scale pixels first, as x.float\(\) / 255"):
+    with pytest.raises(TypeError, match=r"got torch.uint8: scale pixels .* x.float\(\) / 255"):
         model(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
-    with pytest.raises(TypeError, match="x must be a torch.Tensor, got ndarray"): model(np.zeros((2, 1, 8, 8)))
+    with pytest.raises(TypeError, match="x must be a torch.Tensor, got ndarray"):
+        model(np.zeros((2, 1, 8, 8)))
 
 
 def test_plain_modules_are_told_what_to_derive_from():
     encoder, decoder = PAIRS["conv"]()
-    with pytest.raises(TypeError, match="got Identity: derive it from vqvae.encoders.base.BaseEncoder"):
+    with pytest.raises(TypeError, match="Identity: derive it from vqvae.encoders.base.BaseEncoder"):
         VQVAE(torch.nn.Identity(), QUANTIZERS["VQ"](), decoder)
-    with pytest.raises(TypeError, match="got Identity: derive it from vqvae.decoders.base.BaseDecoder"):
+    with pytest.raises(TypeError, match="Identity: derive it from vqvae.decoders.base.BaseDecoder"):
         VQVAE(encoder, QUANTIZERS["VQ"](), torch.nn.Identity())
 
 
@@ -579,7 +590,8 @@ def test_mask_goes_through(name, training):
     z_q, indices, info = expected.quantizer(z, mask)
     out = model(x, mask)
     assert out["mask"] is mask and "mask" not in model.eval()(x)
-    assert torch.equal(out["indices"], indices) and torch.equal(out["x_recon"], expected.decode(z_q))
+    assert torch.equal(out["indices"], indices)
+    assert torch.equal(out["x_recon"], expected.decode(z_q))
     assert all(torch.equal(out["losses"][key], value) for key, value in info["losses"].items())
     assert same_bits(model, expected)
     assert torch.equal(model.tokenize(x, mask)[mask], model.tokenize(x)[mask])
@@ -589,12 +601,14 @@ def test_mask_goes_through(name, training):
 def test_a_quantizer_without_masks_still_works():
     class Signs(BaseQuantizer):
         def forward(self, z):
-            info = {"z_q_hard": z.sign(), "distances": (z - z.sign()).square().sum(-1), "losses": {}}
-            return z.sign(), (z > 0).long() @ 2 ** torch.arange(z.shape[-1]), info
+            indices = (z > 0).long() @ 2 ** torch.arange(z.shape[-1])
+            distances = (z - z.sign()).square().sum(-1)
+            return z.sign(), indices, {"z_q_hard": z.sign(), "distances": distances, "losses": {}}
 
     encoder, decoder = PAIRS["linear"]()
     model = VQVAE(encoder, Signs(DIM, 2**DIM), decoder)
-    assert model(images())["x_recon"].shape == images().shape and model.tokenize(images()).shape == (12,)
+    assert model(images())["x_recon"].shape == images().shape
+    assert model.tokenize(images()).shape == (12,)
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -623,16 +637,21 @@ def test_a_model_on_meta_has_shapes():
 def test_an_ensemble_by_vmap():
     x = images()
     for pair in ("linear", "conv"):
-        parts = [part for seed in (0, 1) for part in PAIRS[pair]()[:1]]
-        parameters, buffers = torch.func.stack_module_state(parts)
-        z = torch.func.vmap(lambda p, b: torch.func.functional_call(parts[0], (p, b), (x,)))(parameters, buffers)
-        torch.testing.assert_close(z[1], parts[1](x))
+        parts = [PAIRS[pair]()[0], PAIRS[pair]()[0]]
+        with torch.no_grad(): next(parts[1].parameters()).mul_(2)
+        state = torch.func.stack_module_state(parts)
+
+        def encode(parameters, buffers):
+            return torch.func.functional_call(parts[0], (parameters, buffers), (x,))
+
+        z = torch.func.vmap(encode)(*state)
+        torch.testing.assert_close(z, torch.stack([part(x) for part in parts]))
 
 
 # Contracts over what the room exports
 
-EXAMPLES = {"VQVAE": lambda: model_of("linear", "VQ"), "load_component": None, "save_component": None,
-            "check_saving": None}
+EXAMPLES = {"VQVAE": lambda: model_of("linear", "VQ"), "load_component": None,
+            "save_component": None, "check_saving": None}
 
 
 def test_everything_that_models_exports_has_an_example():

@@ -91,7 +91,10 @@ def check_positive(
     value: Any,  # a real number: Python's, NumPy's
     name: str,  # how the message calls it
 ) -> int | float:  # the same number as Python's int or float
-    "Return `value`; raise `TypeError` unless it is a number, `ValueError` unless finite and above 0."
+    """Return `value`.
+
+    Raises `TypeError` unless it is a number, `ValueError` unless it is finite and above 0.
+    """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     number = int(value) if isinstance(value, numbers.Integral) else float(value)
@@ -138,7 +141,8 @@ def step_generator(
 
 # %% ../nbs/00_core.ipynb #record
 def _kept(value: Any) -> Any:
-    "What the record keeps of a value: tensors without their graph, copies of lists and dicts."
+    "What the record keeps of a value: tensors without graph, Python's numbers, copies of lists."
+    if isinstance(value, np.generic): return value.item()
     if isinstance(value, Tensor): return value if value.is_leaf else value.detach()
     if type(value) in (list, tuple): return type(value)(_kept(item) for item in value)
     if type(value) is dict: return {key: _kept(item) for key, item in value.items()}
@@ -251,7 +255,7 @@ class Component(nn.Module):
 
 # %% ../nbs/00_core.ipynb #parts
 def _hold_frozen_parts(whole: Component, restored: Mapping[int, bool]) -> set[int]:
-    """Parameters, by id, of parts that are frozen themselves; what `restored` says is noted there."""
+    "Ids of parameters of parts that are frozen themselves; what `restored` says is noted there."
     held = set()
     for part in whole.modules():
         if not isinstance(part, Component) or part._frozen is None: continue

@@ -10,6 +10,7 @@ import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 from torch import Tensor
 
 from ..core import Component, check_count, check_finite
@@ -44,7 +45,7 @@ def as_shape(
 
     Raises `TypeError` unless it holds integers, `ValueError` unless they are positive.
     """
-    sizes = tuple(shape) if isinstance(shape, Iterable) else (shape,)
+    sizes = tuple(shape) if isinstance(shape, Iterable) and np.ndim(shape) else (shape,)
     if not all(isinstance(size, numbers.Integral) for size in sizes):
         raise TypeError(f"{name} must hold integers, got {shape}")
     if not sizes: raise ValueError(f"{name} must hold at least one size, got {shape}")

@@ -194,7 +194,7 @@ def _tied(component: Component) -> dict[str, str]:
 
 
 def _notes(component: Component, tensors: dict[str, Tensor], met: _Met) -> dict[str, Any]:
-    "Frozen parts, fixed parameters, tied weights, types of computed tables, settings of inner parts."
+    "Frozen parts, fixed parameters, tied weights, dtypes of computed tables, inner settings."
     parts = {name: part for name, part in component.named_modules() if isinstance(part, Component)}
     state = component.state_dict()
     inner = {name: describe(_restorable(part), tensors, f"inner.{name}", met)
@@ -232,7 +232,8 @@ def _follow(component: Component, notes: Mapping[str, Any], tensors: Mapping[str
     for name, p in component.named_parameters(): p.requires_grad_(name not in notes["fixed"])
 
 # %% ../../nbs/models/00_io.ipynb #restore
-def _restore(recipe: Any, notes: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> Component:
+def _restore(recipe: Any, notes: Mapping[str, Any] | None,
+             tensors: Mapping[str, Tensor]) -> Component:
     """A component from recipe, notes (none in files of old) and tensors, in evaluation mode.
 
     The tensors become its parameters; PyTorch's global generator is left alone.
@@ -267,7 +268,8 @@ def _state(component: Component, tied: Mapping[str, str]) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
 
 
-def _bits(value: Tensor) -> Tensor: return value.detach().cpu().contiguous().flatten().view(torch.uint8)
+def _bits(value: Tensor) -> Tensor:
+    return value.detach().cpu().contiguous().flatten().view(torch.uint8)
 
 
 def _twin(value: Tensor, state: Mapping[str, Tensor]) -> str | None:

@@ -45,8 +45,8 @@ def check_parts(encoder: BaseEncoder, quantizer: BaseQuantizer, decoder: BaseDec
                              (quantizer, BaseQuantizer, "quantizer"),
                              (decoder, BaseDecoder, "decoder")):
         if not isinstance(part, kind):
-            raise TypeError(f"{name} must be a {kind.__name__}, got {type(part).__name__}: derive it "
-                            f"from {kind.__module__}.{kind.__name__}, which asks for `forward` only")
+            raise TypeError(f"{name} must be a {kind.__name__}, got {type(part).__name__}: derive "
+                            f"it from {kind.__module__}.{kind.__name__}, which asks for `forward`")
     for part, name in ((encoder, "encoder"), (decoder, "decoder")):
         if part.dim is not None and part.dim != quantizer.dim:
             raise ValueError(f"{name} has latents of dimension {part.dim}, the quantizer expects "
