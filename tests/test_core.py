@@ -110,6 +110,43 @@ def test_changed_settings():
     assert changed_settings(part) == {"decay": 0.5, "temperature": 0.1, "note": "new"}
 
 
+class Checked:
+    "An attribute that is checked when it is set, kept under another name."
+
+    def __set_name__(self, owner, name): self.name = f"_{name}"
+
+    def __get__(self, part, owner=None): return self if part is None else vars(part)[self.name]
+
+    def __set__(self, part, value):
+        if value == 0: raise ValueError("must not be 0")
+        vars(part)[self.name] = value
+
+
+class Computed(Component):
+    rate, rule = Checked(), Checked()
+
+    def __init__(self, rate: float = 1.0, rule=torch.square, half: float = 0.5, width: int = 3):
+        super().__init__()
+        self.rate, self.rule, self.half, self._width = rate, rule, half, width
+
+    @property
+    def half(self): return self.twice / 2
+
+    @half.setter
+    def half(self, value): self.twice = 2 * value
+
+    @property
+    def width(self): return self._width
+
+
+def test_settings_behind_properties():
+    part = Computed()
+    assert changed_settings(part) == {}
+    part.rate, part.rule, part.half = 2.0, torch.relu, 4
+    assert changed_settings(part) == {"rate": 2.0, "rule": torch.relu, "half": 4, "twice": 8}
+    assert repr(part) == "Computed(rate=2.0, rule=relu, half=4.0, width=3)"
+
+
 def test_repr_says_what_it_is_made_of_now():
     class Whole(Component):
         def __init__(self, part: Component, name: str | None = None, rule=torch.relu,
@@ -157,7 +194,7 @@ def test_a_part_frozen_by_itself_stays_frozen(part_first):
 
 
 def test_requires_grad_warns_of_buffers_that_still_move():
-    with pytest.warns(UserWarning, match=r"a.count, b.count of Pair .* freeze\(\) holds all"):
+    with pytest.warns(UserWarning, match=r"a.count, b.count of Pair .* use freeze\(\)"):
         pair = Pair().requires_grad_(False)
     assert not any(trainable(pair).values())
 
@@ -214,6 +251,16 @@ def test_seeded_restores_the_generator_after_an_error():
         torch.rand(5)
         raise RuntimeError
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_seeded_lends_the_generator_of_the_default_device(monkeypatch):
+    calls = []
+    fake = type("fake", (), {"get_rng_state": lambda: "state", "manual_seed": calls.append,
+                             "set_rng_state": calls.append})
+    monkeypatch.setattr(torch, "get_default_device", lambda: torch.device("mps"))
+    monkeypatch.setattr(torch, "mps", fake)
+    with seeded(3): assert calls == [3]
+    assert calls == [3, "state"]
 
 
 def test_import_path_refuses_what_resolve_would_not_find():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from test_core import Computed
 from test_quantizers import DIM, QUANTIZERS
 
 import vqvae.models
@@ -284,6 +285,15 @@ def test_settings_that_cannot_come_back_are_named(tmp_path):
         with pytest.raises((TypeError, ValueError), match=f"{name} cannot be saved"):
             check_saving(part)
     assert not (tmp_path / "folder").exists()
+
+
+def test_settings_behind_properties_come_back(tmp_path):
+    part = Computed()
+    part.rate, part.rule, part.half = 2.0, torch.relu, 4
+    loaded = round_trip(part, tmp_path)
+    assert (loaded.rate, loaded.rule, loaded.half, loaded.width) == (2.0, torch.relu, 4.0, 3)
+    part.rule = lambda x: x
+    with pytest.raises(ValueError, match="rule cannot be saved"): check_saving(part)
 
 
 def test_a_cache_is_left_out(tmp_path):

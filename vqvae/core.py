@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['values_checked', 'known_false', 'check_finite', 'check_last_dim', 'check_positive', 'check_count', 'seeded',
-           'step_generator', 'Component', 'evaluating', 'changed_settings', 'import_path', 'resolve', 'atomic_path']
+           'step_generator', 'Component', 'evaluating', 'argument_names', 'changed_settings', 'import_path', 'resolve',
+           'atomic_path']
 
 # %% ../nbs/00_core.ipynb #cell-002
 import errno
@@ -121,11 +122,21 @@ def check_count(
 def seeded(
     seed: int,  # seed of the lent generator
 ) -> Iterator[None]:
-    "Run a block with PyTorch's global CPU generator seeded, and restore its state afterwards."
-    state = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed)
-    try: yield
-    finally: torch.set_rng_state(state)
+    """Run a block with PyTorch's global CPU generator seeded, and restore its state afterwards.
+
+    Inside of `torch.device("cuda")` or the like, where layers draw on that device, its generator
+    is lent, too.
+    """
+    device = torch.get_default_device().type
+    backend = None if device in ("cpu", "meta") else getattr(torch, device)
+    states = torch.get_rng_state(), backend and backend.get_rng_state()
+    try:
+        torch.default_generator.manual_seed(seed)
+        if backend: backend.manual_seed(seed)
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        if backend: backend.set_rng_state(states[1])
 
 # %% ../nbs/00_core.ipynb #cell-012
 def step_generator(
@@ -233,7 +244,7 @@ class Component(nn.Module):
         moving = [name for name in self.state_dict() if name in buffers]
         if moving and not requires_grad and self.trainable:
             warnings.warn(f"requires_grad_(False) stops gradients only: {', '.join(moving)} of "
-                          f"{type(self).__name__} may still move in training; freeze() holds all",
+                          f"{type(self).__name__} may still move in training: use freeze()",
                           stacklevel=2)
         return super().requires_grad_(requires_grad)
 
@@ -249,9 +260,9 @@ class Component(nn.Module):
 
     def extra_repr(self) -> str:
         "What it was made of, as it is now; parts are printed below."
-        now = {name: vars(self).get(name, value) for name, value in self.arguments.items()
-               if name not in self._modules}
-        return ", ".join(f"{name}={_shown(value)}" for name, value in now.items() if _shown(value))
+        now = {**self.arguments, **_attributes(self)}
+        return ", ".join(f"{name}={_shown(now[name])}" for name in self.arguments
+                         if name not in self._modules and _shown(now[name]))
 
 # %% ../nbs/00_core.ipynb #parts
 def _hold_frozen_parts(whole: Component, restored: Mapping[int, bool]) -> set[int]:
@@ -282,10 +293,30 @@ def evaluating(
 _OWN = {*vars(nn.Module()), "_arguments", "_made", "_frozen", "_mode"}
 
 
+def argument_names(
+    kind: type[Component],  # a component's class
+) -> set[str]:  # of its constructor and of those of its bases
+    "Names of constructor arguments."
+    kinds = [base for base in kind.__mro__ if issubclass(base, Component)]
+    return {name for base in kinds for name in [*inspect.signature(base.__init__).parameters][1:]}
+
+
+def _computed(component: Component) -> dict[str, Any]:
+    "Arguments that the class keeps behind a property or another descriptor that can be set."
+    found = {}
+    for name in argument_names(type(component)) - {*vars(component)}:
+        holder = inspect.getattr_static(type(component), name, None)
+        if not hasattr(type(holder), "__set__") or getattr(holder, "fset", True) is None: continue
+        with suppress(AttributeError, KeyError): found[name] = getattr(component, name)
+    return found
+
+
 def _attributes(component: Component) -> dict[str, Any]:
     "Attributes that are settings: not PyTorch's own, no tensors or modules, hiding no method."
-    return {name: value for name, value in vars(component).items()
-            if name not in _OWN and not name.startswith("__")
+    computed = _computed(component)
+    hidden = _OWN | {f"_{name}" for name in computed}
+    return {name: value for name, value in {**vars(component), **computed}.items()
+            if name not in hidden and not name.startswith("__")
             and not isinstance(value, (Tensor, nn.Module))
             and not callable(getattr(type(component), name, None))}
 

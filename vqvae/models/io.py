@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vqvae.core import (
     Component,
+    argument_names,
     atomic_path,
     changed_settings,
     import_path,
@@ -38,18 +39,17 @@ def _argument(component: Component, name: str, argument: Any) -> Any:
     if isinstance(now, nn.ModuleList) and isinstance(argument, (list, tuple)):
         return type(argument)(now)
     if isinstance(now, nn.ModuleDict) and isinstance(argument, dict): return dict(now.items())
-    kept = getattr(component, name.removeprefix("init_"), None) if "init_" in name[:5] else None
-    if isinstance(argument, Tensor) and isinstance(kept, Tensor) and kept.shape == argument.shape:
-        return kept
+    if isinstance(argument, Tensor) and name.startswith("init_"):
+        kept = getattr(component, name.removeprefix("init_"), None)
+        if isinstance(kept, Tensor) and kept.shape == argument.shape: return kept
     return argument
 
 
 def _restorable(component: Component) -> dict[str, Any]:
     "Changed settings; new attributes that are no arguments and no plain data are left out."
-    names = {name for kind in type(component).__mro__ if issubclass(kind, Component)
-             for name in inspect.signature(kind.__init__).parameters}
+    arguments = argument_names(type(component))
     return {name: value for name, value in changed_settings(component).items()
-            if name in names or _is_plain(value)}
+            if name in arguments or _is_plain(value)}
 
 
 def _is_plain(value: Any) -> bool:

@@ -39,7 +39,28 @@ def _trusted(
     with values_checked(x): return part(x)
 
 # %% ../../nbs/models/01_vqvae.ipynb #cell-006
-def check_parts(encoder: BaseEncoder, quantizer: BaseQuantizer, decoder: BaseDecoder) -> None:
+def _check_shapes(encoder: BaseEncoder, quantizer: BaseQuantizer, decoder: BaseDecoder,
+                  sample_shape: tuple[int, ...]) -> None:
+    "Send one sample of zeros through the parts; raise `ValueError` unless it comes back as large."
+    reference = next((p for p in encoder.parameters()), torch.zeros(()))
+    x = _converted(torch.zeros(1, *sample_shape, device=reference.device), encoder)
+    z = encoder(x)
+    if z.shape[-1] != quantizer.dim:
+        raise ValueError(f"encoder turns {tuple(x.shape)} into {tuple(z.shape)}, the quantizer "
+                         f"expects {quantizer.dim} on the last axis")
+    try: x_recon = decoder(_converted(quantizer(z)[0], decoder))
+    except ValueError as error:
+        raise ValueError(f"encoder turns {tuple(x.shape)} into {tuple(z.shape)}: {error}") from None
+    if x_recon.shape != x.shape:
+        raise ValueError(f"decoder turns latents {tuple(z.shape)} into {tuple(x_recon.shape)}, but "
+                         f"the encoder made them of {tuple(x.shape)}")
+
+
+def check_parts(
+    encoder: BaseEncoder,  # (B, *sample) -> (B, *grid, dim)
+    quantizer: BaseQuantizer,  # (B, *grid, dim) -> (z_q, indices, info)
+    decoder: BaseDecoder,  # (B, *grid, dim) -> (B, *sample)
+) -> None:
     "Raise `TypeError` or `ValueError` unless the three parts can work together."
     for part, kind, name in ((encoder, BaseEncoder, "encoder"),
                              (quantizer, BaseQuantizer, "quantizer"),
@@ -51,25 +72,11 @@ def check_parts(encoder: BaseEncoder, quantizer: BaseQuantizer, decoder: BaseDec
         if part.dim is not None and part.dim != quantizer.dim:
             raise ValueError(f"{name} has latents of dimension {part.dim}, the quantizer expects "
                              f"{quantizer.dim}")
-    shape = encoder.input_shape
+    shape, made = encoder.input_shape, decoder.sample_shape
     if shape is None: return
-    if decoder.sample_shape is not None and len(decoder.sample_shape) == len(shape):
-        shape = decoder.sample_shape
+    if made is not None and len(made) == len(shape): shape = made
     with evaluating(encoder), evaluating(quantizer), evaluating(decoder):
-        reference = next((p for p in encoder.parameters()), torch.zeros(()))
-        x = _converted(torch.zeros(1, *shape, device=reference.device), encoder)
-        z = encoder(x)
-        if z.shape[-1] != quantizer.dim:
-            raise ValueError(f"encoder turns {tuple(x.shape)} into {tuple(z.shape)}, the quantizer "
-                             f"expects {quantizer.dim} on the last axis")
-        try: x_recon = decoder(_converted(quantizer(z)[0], decoder))
-        except ValueError as error:
-            raise ValueError(
-                f"encoder turns {tuple(x.shape)} into {tuple(z.shape)}: {error}"
-            ) from None
-    if x_recon.shape != x.shape:
-        raise ValueError(f"decoder turns latents {tuple(z.shape)} into {tuple(x_recon.shape)}, but "
-                         f"the encoder made them of {tuple(x.shape)}")
+        _check_shapes(encoder, quantizer, decoder, shape)
 
 # %% ../../nbs/models/01_vqvae.ipynb #cell-008
 class VQVAE(Component):
