@@ -7,10 +7,11 @@ __all__ = ['BaseDecoder', 'check_latents']
 
 # %% ../../nbs/decoders/00_base.ipynb #cell-002
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..core import Component, check_last_dim, check_positive
+from ..core import Component, check_count, check_finite
 
 # %% ../../nbs/decoders/00_base.ipynb #cell-005
 class BaseDecoder(Component, ABC):
@@ -21,14 +22,8 @@ class BaseDecoder(Component, ABC):
         self,
         dim: int | None = None,  # size of a latent vector; None: not declared
     ) -> None:
-        """Latents to samples: `(B, *grid, dim) -> (B, *sample_shape)`, vectors on the last axis of
-        the input.
-
-        Args:
-            dim: size of a latent vector; None: not declared
-        """
         super().__init__()
-        self.dim = None if dim is None else check_positive(dim, "dim")
+        self.dim = None if dim is None else check_count(dim, "dim")
         self.sample_shape: tuple[int, ...] | None = None
 
     @abstractmethod
@@ -36,37 +31,18 @@ class BaseDecoder(Component, ABC):
         self,
         z: Tensor,  # latents, (B, *grid, dim)
     ) -> Tensor:  # reconstructed samples, (B, *sample_shape)
-        """Decode a batch; raises `ValueError` for latents that do not fit.
-
-        Args:
-            z: latents, (B, *grid, dim)
-
-        Returns:
-            reconstructed samples, (B, *sample_shape)
-        """
+        "Decode a batch; raises `ValueError` for latents that do not fit."
 
 # %% ../../nbs/decoders/00_base.ipynb #cell-011
 def check_latents(
     z: Tensor,  # latents, (B, *grid, dim)
-    dim: int,  # expected size of a vector
-    grid: tuple[int | None, ...] = (),  # expected axes between batch and vector; None: any size
+    dim: int | None,  # expected size of a vector; None: any
+    grid: Sequence[int | None] = (),  # expected axes between batch and vector; None: any size
 ) -> Tensor:  # `z` itself
-    """Return `z`; raise `ValueError` unless it is finite and has the expected grid and vector
-    size.
-
-    Args:
-        z: latents, (B, *grid, dim)
-        dim: expected size of a vector
-        grid: expected axes between batch and vector; None: any size
-
-    Returns:
-        `z` itself
-    """
-    if isinstance(z, Tensor):
-        fits = z.ndim == len(grid) + 2 and all(want in (None, got)
-                                               for want, got in zip(grid, z.shape[1:]))
-        if not fits or z.shape[-1] != dim:
-            wanted = ", ".join(["B", *("*" if size is None else str(size) for size in grid),
-                                str(dim)])
-            raise ValueError(f"z must have shape ({wanted}), got {tuple(z.shape)}")
-    return check_last_dim(z, dim, "z")
+    "Return `z`; raise `ValueError` unless it is finite and has the expected grid and vector size."
+    wanted = (None, *grid, dim)
+    if isinstance(z, Tensor) and not (z.ndim == len(wanted) and all(
+            want in (None, got) for want, got in zip(wanted, z.shape))):
+        sizes = ["B", *("*" if size is None else str(size) for size in wanted[1:])]
+        raise ValueError(f"z must have shape ({', '.join(sizes)}), got {tuple(z.shape)}")
+    return check_finite(z, "z")

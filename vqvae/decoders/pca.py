@@ -6,6 +6,7 @@
 __all__ = ['PCADecoder']
 
 # %% ../../nbs/decoders/01_pca.ipynb #cell-002
+from collections.abc import Sequence
 from typing import Self
 
 from torch import Size, Tensor
@@ -23,7 +24,7 @@ class PCADecoder(BaseDecoder):
         U_k: Tensor,  # basis, (d, k), orthonormal columns
         mean: Tensor | None = None,  # d values; None: the data are centred
         trainable: bool = False,  # whether training may change basis and mean
-        sample_shape: int | tuple[int, ...] | None = None,  # shape of one sample; None: (d,)
+        sample_shape: int | Sequence[int] | None = None,  # shape of one sample; None: (d,)
     ) -> None:
         """Reconstruction from PCA coordinates: `x = mean + U_k z`, frozen unless `trainable`.
 
@@ -39,7 +40,8 @@ class PCADecoder(BaseDecoder):
             raise ValueError(f"sample_shape {shape} holds {Size(shape).numel()} values, U_k has "
                              f"{basis.shape[0]} rows")
         super().__init__(basis.shape[1])
-        self.U_k, self.mean, self.sample_shape = basis, offset, shape
+        self.U_k, self.mean = basis, offset
+        self.sample_shape = shape
         if not trainable: self.freeze()
 
     def forward(
@@ -55,7 +57,7 @@ class PCADecoder(BaseDecoder):
             samples, (B, *sample_shape)
         """
         x = check_latents(z, self.dim) @ self.U_k.T
-        return (x if self.mean is None else x + self.mean).unflatten(-1, self.sample_shape)
+        return (x if self.mean is None else x + self.mean).unflatten(-1, self.sample_shape or (-1,))
 
     @classmethod
     def fit(

@@ -6,11 +6,14 @@
 __all__ = ['BaseEncoder', 'as_shape', 'flatten_samples', 'check_images']
 
 # %% ../../nbs/encoders/00_base.ipynb #cell-002
+import numbers
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 from torch import Tensor
 
-from ..core import Component, check_finite, check_positive
+from ..core import Component, check_count, check_finite
 
 # %% ../../nbs/encoders/00_base.ipynb #cell-005
 class BaseEncoder(Component, ABC):
@@ -20,16 +23,10 @@ class BaseEncoder(Component, ABC):
         self,
         dim: int | None = None,  # size of a latent vector; None: not declared
         # smallest valid shape of one sample; None: not declared
-        input_shape: tuple[int, ...] | None = None,
+        input_shape: int | Sequence[int] | None = None,
     ) -> None:
-        """Samples to latents: `(B, *sample_shape) -> (B, *grid, dim)`, vectors on the last axis.
-
-        Args:
-            dim: size of a latent vector; None: not declared
-            input_shape: smallest valid shape of one sample; None: not declared
-        """
         super().__init__()
-        self.dim = None if dim is None else check_positive(dim, "dim")
+        self.dim = None if dim is None else check_count(dim, "dim")
         self.input_shape = None if input_shape is None else as_shape(input_shape, "input_shape")
 
     @abstractmethod
@@ -37,35 +34,22 @@ class BaseEncoder(Component, ABC):
         self,
         x: Tensor,  # samples, (B, *sample_shape)
     ) -> Tensor:  # latents, (B, *grid, dim)
-        """Encode a batch; raises `ValueError` for samples that do not fit.
-
-        Args:
-            x: samples, (B, *sample_shape)
-
-        Returns:
-            latents, (B, *grid, dim)
-        """
+        "Encode a batch; raises `ValueError` for samples that do not fit."
 
 # %% ../../nbs/encoders/00_base.ipynb #cell-007
 def as_shape(
-    shape: int | tuple[int, ...],  # the sizes of one sample; an integer d stands for (d,)
+    shape: int | Sequence[int],  # the sizes of one sample; an integer d stands for (d,)
     name: str = "sample_shape",  # how the message calls it
 ) -> tuple[int, ...]:  # the same as a tuple of positive integers
-    """Return a shape as a tuple; raise `ValueError` unless it holds positive integers only.
+    """Return a shape as a tuple.
 
-    Args:
-        shape: the sizes of one sample; an integer d stands for (d,)
-        name: how the message calls it
-
-    Returns:
-        the same as a tuple of positive integers
+    Raises `TypeError` unless it holds integers, `ValueError` unless they are positive.
     """
-    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    sizes = tuple(shape) if isinstance(shape, Iterable) and np.ndim(shape) else (shape,)
+    if not all(isinstance(size, numbers.Integral) for size in sizes):
+        raise TypeError(f"{name} must hold integers, got {shape}")
     if not sizes: raise ValueError(f"{name} must hold at least one size, got {shape}")
-    for size in sizes:
-        if not isinstance(size, int): raise TypeError(f"{name} must hold integers, got {shape}")
-        check_positive(size, name)
-    return sizes
+    return tuple(check_count(size, name) for size in sizes)
 
 # %% ../../nbs/encoders/00_base.ipynb #cell-014
 def flatten_samples(
@@ -74,16 +58,7 @@ def flatten_samples(
     # the exact shape of one sample; None: any with `size` values
     sample_shape: tuple[int, ...] | None = None,
 ) -> Tensor:  # (B, size)
-    """Flatten all axes but the first; raise `ValueError` where a sample has another shape.
-
-    Args:
-        x: samples, (B, *sample_shape)
-        size: values per sample
-        sample_shape: the exact shape of one sample; None: any with `size` values
-
-    Returns:
-        (B, size)
-    """
+    "Flatten all axes but the first; raise `ValueError` where a sample has another shape."
     if isinstance(x, Tensor):
         if sample_shape is not None and x.shape[1:] != sample_shape:
             raise ValueError(f"x must have shape (B, {', '.join(map(str, sample_shape))}), got "
@@ -99,16 +74,7 @@ def check_images(
     channels: int,  # expected number of channels
     multiple: int = 1,  # height and width must be multiples of this
 ) -> Tensor:  # `x` itself
-    """Return `x`; raise `ValueError` unless it is a finite batch of images whose sizes fit.
-
-    Args:
-        x: images, (B, channels, H, W)
-        channels: expected number of channels
-        multiple: height and width must be multiples of this
-
-    Returns:
-        `x` itself
-    """
+    "Return `x`; raise `ValueError` unless it is a finite batch of images whose sizes fit."
     if isinstance(x, Tensor):
         if x.ndim != 4 or x.shape[1] != channels:
             raise ValueError(f"x must be images of shape (B, {channels}, H, W), got "

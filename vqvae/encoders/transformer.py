@@ -6,10 +6,12 @@
 __all__ = ['patchify', 'unpatchify', 'TokenTransformer', 'patch_grid', 'TransformerEncoder']
 
 # %% ../../nbs/encoders/04_transformer.ipynb #cell-002
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor, nn
 
-from ..core import check_positive, seeded
+from ..core import check_count, seeded
 from .base import BaseEncoder, as_shape, check_images
 
 # %% ../../nbs/encoders/04_transformer.ipynb #cell-006
@@ -17,15 +19,7 @@ def patchify(
     x: Tensor,  # images, (B, C, H, W)
     patch_size: int,  # p, divides H and W
 ) -> Tensor:  # patches, (B, H/p, W/p, C*p*p)
-    """Cut images into flattened square patches.
-
-    Args:
-        x: images, (B, C, H, W)
-        patch_size: p, divides H and W
-
-    Returns:
-        patches, (B, H/p, W/p, C*p*p)
-    """
+    "Cut images into flattened square patches."
     B, C, H, W = x.shape
     p = patch_size
     return x.reshape(B, C, H // p, p, W // p, p).permute(0, 2, 4, 1, 3, 5).flatten(3)
@@ -36,16 +30,7 @@ def unpatchify(
     channels: int,  # C
     patch_size: int,  # p
 ) -> Tensor:  # images, (B, C, h*p, w*p)
-    """Put images together from their patches: the inverse of `patchify`.
-
-    Args:
-        patches: (B, h, w, C*p*p)
-        channels: C
-        patch_size: p
-
-    Returns:
-        images, (B, C, h*p, w*p)
-    """
+    "Put images together from their patches: the inverse of `patchify`."
     parts = patches.unflatten(-1, (channels, patch_size, patch_size)).permute(0, 3, 1, 4, 2, 5)
     return parts.flatten(4, 5).flatten(2, 3)
 
@@ -61,80 +46,51 @@ class TokenTransformer(nn.Module):
         depth: int,  # number of layers
         heads: int,  # attention heads, a divisor of `width`
     ) -> None:
-        """Learned positions, pre-norm transformer layers and a final normalization over a grid of
-        tokens.
-
-        Args:
-            grid: rows and columns of tokens
-            width: size of a token
-            depth: number of layers
-            heads: attention heads, a divisor of `width`
-        """
         super().__init__()
-        for name, value in {"width": width, "depth": depth, "heads": heads}.items():
-            check_positive(value, name)
+        width, depth = check_count(width, "width"), check_count(depth, "depth")
+        heads = check_count(heads, "heads")
         if width % heads:
             raise ValueError(f"width must be a multiple of heads, got width {width} and {heads} "
                              "heads")
         self.positions = nn.Parameter(0.02 * torch.randn(grid[0] * grid[1], 1, width))
-        self.layers = nn.Sequential(
-            *(
-                nn.TransformerEncoderLayer(
-                    width, heads, 4 * width, dropout=0.0, activation="gelu", norm_first=True
-                )
-                for _ in range(depth)
-            )
-        )
+        self.layers = nn.Sequential(*(
+            nn.TransformerEncoderLayer(width, heads, 4 * width, dropout=0.0, activation="gelu",
+                                       norm_first=True)
+            for _ in range(depth)
+        ))
         self.norm = nn.LayerNorm(width)
 
     def forward(
         self,
         tokens: Tensor,  # (B, rows, columns, width)
     ) -> Tensor:  # (B, rows, columns, width)
-        """Let every token attend to every other one.
-
-        Args:
-            tokens: (B, rows, columns, width)
-
-        Returns:
-            (B, rows, columns, width)
-        """
+        "Let every token attend to every other one."
         sequence = tokens.flatten(1, 2).transpose(0, 1) + self.positions
         return self.norm(self.layers(sequence)).transpose(0, 1).reshape(tokens.shape)
 
 # %% ../../nbs/encoders/04_transformer.ipynb #cell-013
 def patch_grid(
-    image_size: int | tuple[int, int],  # height and width; an integer for square images
+    image_size: int | Sequence[int],  # height and width; an integer for square images
     patch_size: int,  # side of a patch in pixels
 ) -> tuple[tuple[int, int], tuple[int, int]]:  # (H, W) and (H/p, W/p)
-    """Image size and token grid; raises `ValueError` when patches do not fill the image.
-
-    Args:
-        image_size: height and width; an integer for square images
-        patch_size: side of a patch in pixels
-
-    Returns:
-        (H, W) and (H/p, W/p)
-    """
-    size = as_shape((image_size, image_size) if isinstance(image_size, int) else image_size,
-                    "image_size")
+    "Image size and token grid; raises `ValueError` when patches do not fill the image."
+    size = as_shape(image_size, "image_size")
+    if not isinstance(image_size, Iterable): size *= 2
     if len(size) != 2: raise ValueError(f"image_size must be one or two integers, got {image_size}")
-    check_positive(patch_size, "patch_size")
+    patch_size = check_count(patch_size, "patch_size")
     if size[0] % patch_size or size[1] % patch_size:
         raise ValueError(f"image_size must be a multiple of patch_size {patch_size}, got {size[0]} "
                          f"x {size[1]}")
-    return size, (size[0] // patch_size, size[1] // patch_size)
+    return (size[0], size[1]), (size[0] // patch_size, size[1] // patch_size)
 
 # %% ../../nbs/encoders/04_transformer.ipynb #cell-016
 class TransformerEncoder(BaseEncoder):
-    """A small vision transformer: `(B, in_channels, H, W) -> (B, H/patch_size, W/patch_size,
-    dim)`.
-    """
+    "A small vision transformer: `(B, in_channels, H, W) -> (B, H/patch_size, W/patch_size, dim)`."
 
     def __init__(
         self,
         in_channels: int,  # channels of the images
-        image_size: int | tuple[int, int],  # height and width; an integer for square images
+        image_size: int | Sequence[int],  # height and width; an integer for square images
         patch_size: int,  # image pixels per latent position, along each side
         dim: int,  # size of a latent vector
         width: int = 64,  # size of a token inside
@@ -142,45 +98,21 @@ class TransformerEncoder(BaseEncoder):
         heads: int = 4,  # attention heads, a divisor of `width`
         seed: int = 0,  # of the initial weights
     ) -> None:
-        """A small vision transformer: `(B, in_channels, H, W) -> (B, H/patch_size, W/patch_size,
-        dim)`.
-
-        Args:
-            in_channels: channels of the images
-            image_size: height and width; an integer for square images
-            patch_size: image pixels per latent position, along each side
-            dim: size of a latent vector
-            width: size of a token inside
-            depth: number of layers
-            heads: attention heads, a divisor of `width`
-            seed: of the initial weights
-        """
         size, grid = patch_grid(image_size, patch_size)
-        check_positive(in_channels, "in_channels")
+        in_channels, dim = check_count(in_channels, "in_channels"), check_count(dim, "dim")
         super().__init__(dim, (in_channels, *size))
-        self.in_channels, self.image_size, self.patch_size, self.grid = (
-            in_channels,
-            size,
-            patch_size,
-            grid,
-        )
+        self.in_channels, self.patch_size = in_channels, int(patch_size)
+        self.image_size, self.grid = size, grid
         with seeded(seed):
-            self.embed = nn.Linear(in_channels * patch_size**2, width)
+            self.embed = nn.Linear(in_channels * self.patch_size**2, check_count(width, "width"))
             self.transformer = TokenTransformer(grid, width, depth, heads)
-            self.project = nn.Linear(width, dim)
+            self.project = nn.Linear(int(width), dim)
 
     def forward(
         self,
         x: Tensor,  # images, (B, in_channels, *image_size)
     ) -> Tensor:  # latents, (B, H/patch_size, W/patch_size, dim)
-        """Encode a batch; raises `ValueError` for other channels or another image size.
-
-        Args:
-            x: images, (B, in_channels, *image_size)
-
-        Returns:
-            latents, (B, H/patch_size, W/patch_size, dim)
-        """
+        "Encode a batch; raises `ValueError` for other channels or another image size."
         check_images(x, self.in_channels)
         if x.shape[2:] != self.image_size:
             raise ValueError(f"x must hold images of {self.image_size[0]} x {self.image_size[1]} "
