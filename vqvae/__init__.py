@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         sample_init, uniform_init,
     )
     from .models import (
-        VQVAE, load_component, save_component,
+        VQVAE, check_saving, load_component, save_component,
     )
     from .quantizers import (
         BaseQuantizer, ChannelFirst, CodebookLearning, CodebookQuantizer, DistanceLogits,
@@ -60,7 +60,7 @@ _NAMES = {
         "sample_init", "uniform_init",
     ],
     "models": [
-        "VQVAE", "load_component", "save_component",
+        "VQVAE", "check_saving", "load_component", "save_component",
     ],
     "quantizers": [
         "BaseQuantizer", "ChannelFirst", "CodebookLearning", "CodebookQuantizer",
@@ -86,8 +86,8 @@ __all__ = [
     "LossLearning", "OpenMLImageDataset", "PCADecoder", "PCAEncoder",
     "ProjectionVectorQuantizer", "Revival", "RotationVectorQuantizer", "Trainer",
     "TransformerDecoder", "TransformerEncoder", "VQVAE", "VectorQuantizer", "__version__",
-    "check_weights", "codebook_covariance", "data", "decoders", "encoders", "evaluation",
-    "explorers", "initialization", "kmeans_init", "load_component", "models",
+    "check_saving", "check_weights", "codebook_covariance", "data", "decoders", "encoders",
+    "evaluation", "explorers", "initialization", "kmeans_init", "load_component", "models",
     "nearest_codes", "normal_init", "projection", "quantizers", "rd_gaussian_init",
     "replace_gradient", "rotation", "rotation_tangent", "rotation_unscaled", "sample_init",
     "save_component", "straight_through", "studies", "theory", "training", "uniform_init",
