@@ -209,7 +209,7 @@ def fit(
                       seed=options.seed)
     trainer.fit(data, epochs=options.epochs, steps=options.steps, batch_size=options.batch_size,
                 checkpoint_every=options.checkpoint_every)
-    scores = trainer.evaluate(data, "test" if getattr(data, "test", None) is not None else "train")
+    scores = trainer.evaluate(data, "test" if "test" in data.splits else "train")
     with atomic_path(folder / "evaluation.json") as temporary:
         temporary.write_text(json.dumps(scores, indent=1))
     _save_figures(model, trainer, data, folder)
