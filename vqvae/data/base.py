@@ -152,7 +152,7 @@ class BaseDataset(ABC):
 
     def _first_batches(self, n: int, seed: int) -> list[Batch]:
         "Batches of `n` training samples together, in an order that depends on the seed."
-        check_count(n, "n")
+        n = check_count(n, "n")
         batches, missing = [], n
         with seeded(seed):
             for batch in map(as_batch, open_loader(self, min(n, 256), seed=seed)):
