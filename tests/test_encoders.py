@@ -1,9 +1,13 @@
 "Contracts over every encoder and decoder; the notebooks hold what a reader wants to see."
 import copy
+import pickle
 
+import numpy as np
 import pytest
 import torch
 
+import vqvae.decoders
+import vqvae.encoders
 from vqvae.core import import_path, resolve
 from vqvae.decoders import (
     BaseDecoder,
@@ -19,6 +23,8 @@ from vqvae.encoders import (
     PCAEncoder,
     TransformerEncoder,
 )
+from vqvae.encoders.base import as_shape
+from vqvae.models.io import load_component, save_component
 
 BASIS = torch.linalg.qr(torch.randn(12, 4, generator=torch.Generator().manual_seed(0))).Q
 MEAN = torch.linspace(-1, 1, 12)
@@ -68,6 +74,7 @@ for c, s, p in [(1, 8, 2), (3, (12, 8), 4), (2, (9, 15), 3), (1, 4, 1), (1, 4, 4
         (h // p, w // p, 5),
     )
 
+ONE_OF_EACH = ["pca-mean-image", "linear-image", "conv-c3-f6", "transformer-c3-12x8-p4"]
 pairs = pytest.mark.parametrize("name", PAIRS)
 learned = pytest.mark.parametrize("name", [name for name in PAIRS if not name.startswith("pca")])
 
@@ -169,7 +176,7 @@ def test_same_seed_same_weights_and_global_generator_untouched(name):
         assert same_state(a, b) and not same_state(a, c)
 
 
-@pytest.mark.parametrize("name", ["pca-mean-image", "linear-image", "conv-c3-f6", "transformer-c3-12x8-p4"])
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 @pytest.mark.parametrize("grad", [False, True])
 def test_compiles_without_graph_break(name, grad):
     torch._dynamo.reset()
@@ -183,7 +190,7 @@ def test_compiles_without_graph_break(name, grad):
                               decoder(z), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["pca-mean-image", "linear-image", "conv-c3-f6", "transformer-c3-12x8-p4"])
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_autocast_and_double(name):
     encoder, decoder, x, latent = build(name)
     with torch.autocast("cpu", dtype=torch.bfloat16): x_recon = decoder(encoder(x))
@@ -241,11 +248,11 @@ REFUSALS = [
     (lambda: LearnedLinearEncoder((3, 0), 4), "sample_shape must be positive, got 0"),
     (lambda: LearnedLinearEncoder((), 4), "sample_shape must hold at least one size"),
     (lambda: LearnedLinearDecoder(0, 12), "dim must be positive, got 0"),
-    (lambda: ConvEncoder(3, 4, downsample=0), "factor must be positive, got 0"),
-    (lambda: ConvDecoder(3, 4, upsample=-2), "factor must be positive, got -2"),
+    (lambda: ConvEncoder(3, 4, downsample=0), "downsample must be positive, got 0"),
+    (lambda: ConvDecoder(3, 4, upsample=-2), "upsample must be positive, got -2"),
     (lambda: ConvEncoder(0, 4), "in_channels must be positive, got 0"),
     (lambda: ConvDecoder(0, 4), "out_channels must be positive, got 0"),
-    (lambda: ConvEncoder(3, 4, residual_blocks=-1), "residual_blocks must not be negative, got -1"),
+    (lambda: ConvEncoder(3, 4, residual_blocks=-1), "residual_blocks must be at least 0, got -1"),
     (lambda: ConvEncoder(3, 4, 4)(torch.rand(1, 3, 30, 32)), "multiples of 4, got 30 x 32"),
     (lambda: ConvEncoder(3, 4, 3)(torch.rand(1, 3, 9, 8)), "multiples of 3, got 9 x 8"),
     (lambda: ConvEncoder(3, 4)(torch.rand(1, 1, 8, 8)), r"\(B, 3, H, W\), got \(1, 1, 8, 8\)"),
@@ -312,3 +319,135 @@ def test_own_encoder_and_decoder_of_the_specification():
 def test_layers_of_a_transformer_start_apart():
     first, second = TransformerEncoder(1, 4, 2, 3, width=8, heads=2).transformer.layers
     assert not torch.equal(first.linear1.weight, second.linear1.weight)
+
+
+# Everything that the two rooms export, each in one example; a class without one fails
+
+EXAMPLES = {
+    "BaseEncoder": None,
+    "BaseDecoder": None,
+    "PCAEncoder": lambda n: (PCAEncoder(BASIS, MEAN), (2, 12)),
+    "PCADecoder": lambda n: (PCADecoder(BASIS, MEAN), (2, 4)),
+    "LearnedLinearEncoder": lambda n: (LearnedLinearEncoder((n(3), n(4)), n(4)), (2, 3, 4)),
+    "LearnedLinearDecoder": lambda n: (LearnedLinearDecoder(n(4), n(12)), (2, 4)),
+    "ConvEncoder": lambda n: (ConvEncoder(n(1), n(4), n(6), n(8), n(1)), (2, 1, 12, 18)),
+    "ConvDecoder": lambda n: (ConvDecoder(n(1), n(4), n(6), n(8), n(1)), (2, 2, 3, 4)),
+    "TransformerEncoder": lambda n: (
+        TransformerEncoder(n(1), n(8), n(4), n(5), n(16), n(1), n(2)), (2, 1, 8, 8)
+    ),
+    "TransformerDecoder": lambda n: (
+        TransformerDecoder(n(1), (n(8), n(12)), n(4), n(5), n(16), n(1), n(2)), (2, 2, 3, 5)
+    ),
+}
+NUMBERS = {"int": int, "int64": np.int64, "uint8": np.uint8, "prod": lambda n: np.prod([n, 1])}
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+exported = pytest.mark.parametrize("name", [name for name, make in EXAMPLES.items() if make])
+
+
+def test_every_exported_class_has_an_example():
+    rooms = {*vqvae.encoders.__all__, *vqvae.decoders.__all__}
+    assert rooms == set(EXAMPLES)
+
+
+def example(name, number=int):
+    part, shape = EXAMPLES[name](number)
+    return part, torch.rand(shape, generator=torch.Generator().manual_seed(2))
+
+
+@exported
+@pytest.mark.parametrize("number", NUMBERS)
+def test_sizes_of_numpy(name, number):
+    part, x = example(name, NUMBERS[number])
+    same, _ = example(name)
+    assert torch.equal(part(x), same(x)) and type(part.dim) is int and repr(part) == repr(same)
+    for shape in (getattr(part, "sample_shape", None), getattr(part, "input_shape", None)):
+        assert shape is None or {type(size) for size in shape} == {int}
+
+
+@exported
+def test_sizes_that_are_no_integers(name):
+    if name.startswith("PCA"): return
+    for wrong in (float, str, lambda n: torch.tensor(float(n))):
+        with pytest.raises(TypeError, match="must be an int|must hold integers"):
+            example(name, wrong)
+
+
+@exported
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_dtypes(name, dtype):
+    part, x = example(name)
+    expected = part(x).shape
+    y = part.to(dtype)(x.to(dtype))
+    assert y.dtype == dtype and y.shape == expected and y.isfinite().all()
+
+
+@exported
+@pytest.mark.parametrize("again", ["deepcopy", "pickle", "file"])
+def test_copies(name, again, tmp_path):
+    part, x = example(name)
+    part.freeze()
+    if again == "file": save_component(part.bfloat16(), tmp_path / "f")
+    twin = {"deepcopy": copy.deepcopy, "pickle": lambda p: pickle.loads(pickle.dumps(p)),
+            "file": lambda p: load_component(tmp_path / "f")}[again](part)
+    x = x.to(next(part.parameters()).dtype)
+    assert same_state(part, twin) and torch.equal(part(x), twin(x)) and repr(twin) == repr(part)
+    assert not twin.trainable and type(twin) is type(part)
+
+
+@exported
+def test_repr_says_what_it_is_made_of(name):
+    part, _ = example(name)
+    first = repr(part).splitlines()
+    assert first[0].startswith(f"{name}(")
+    assert "U_k=Tensor(12, 4)" in repr(part) if name.startswith("PCA") else "seed=0" in repr(part)
+
+
+@exported
+def test_freeze_and_unfreeze(name):
+    part, x = example(name)
+    part.unfreeze()
+    first = next(part.parameters()).requires_grad_(False)
+    part.freeze().train()
+    assert not part.training and not any(p.requires_grad for p in part.parameters())
+    part.unfreeze()
+    assert part.training and not first.requires_grad
+    assert all(p.requires_grad for p in part.parameters() if p is not first)
+
+
+@exported
+def test_shapes_on_meta_and_under_vmap(name):
+    part, x = example(name)
+    y = part(x)
+    rows = torch.func.vmap(lambda row: part(row.unsqueeze(0)).squeeze(0))(x)
+    torch.testing.assert_close(rows, y)
+    with torch.device("meta"): empty, _ = example(name)
+    assert empty.to("meta")(x.to("meta")).shape == y.shape
+
+
+def test_shapes_are_what_they_were():
+    for shape, wanted in ((np.int64(4), (4,)), (np.array([2, 3]), (2, 3)),
+                          (torch.Size([2, 3]), (2, 3)), (range(1, 3), (1, 2))):
+        assert as_shape(shape) == wanted and {type(size) for size in as_shape(shape)} == {int}
+    for wrong in (4.0, (4, 2.0), np.array([2.0]), "34", None, [None]):
+        with pytest.raises(TypeError, match="sample_shape must hold integers"): as_shape(wrong)
+    for wrong in ((), 0, (3, -1)):
+        with pytest.raises(ValueError, match="sample_shape must"): as_shape(wrong)
+
+
+def test_no_float64_where_a_device_has_none(monkeypatch):
+    "Apple's GPUs refuse float64; here a tensor does, until it went through `.cpu()`."
+    on_cpu, double = [], torch.Tensor.double
+
+    def to_cpu(tensor):
+        on_cpu.append(tensor.clone())
+        return on_cpu[-1]
+
+    def to_double(tensor):
+        if not any(tensor is known for known in on_cpu):
+            raise TypeError("this device has no float64")
+        return double(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", to_cpu)
+    monkeypatch.setattr(torch.Tensor, "double", to_double)
+    images = torch.rand(20, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    assert PCAEncoder.fit(images, 4)(images).shape == (20, 4) and len(on_cpu) == 2

@@ -7,10 +7,11 @@ __all__ = ['BaseDecoder', 'check_latents']
 
 # %% ../../nbs/decoders/00_base.ipynb #cell-002
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..core import Component, check_last_dim, check_positive
+from ..core import Component, check_count, check_finite
 
 # %% ../../nbs/decoders/00_base.ipynb #cell-005
 class BaseDecoder(Component, ABC):
@@ -22,7 +23,7 @@ class BaseDecoder(Component, ABC):
         dim: int | None = None,  # size of a latent vector; None: not declared
     ) -> None:
         super().__init__()
-        self.dim = None if dim is None else check_positive(dim, "dim")
+        self.dim = None if dim is None else check_count(dim, "dim")
         self.sample_shape: tuple[int, ...] | None = None
 
     @abstractmethod
@@ -35,15 +36,13 @@ class BaseDecoder(Component, ABC):
 # %% ../../nbs/decoders/00_base.ipynb #cell-011
 def check_latents(
     z: Tensor,  # latents, (B, *grid, dim)
-    dim: int,  # expected size of a vector
-    grid: tuple[int | None, ...] = (),  # expected axes between batch and vector; None: any size
+    dim: int | None,  # expected size of a vector; None: any
+    grid: Sequence[int | None] = (),  # expected axes between batch and vector; None: any size
 ) -> Tensor:  # `z` itself
     "Return `z`; raise `ValueError` unless it is finite and has the expected grid and vector size."
-    if isinstance(z, Tensor):
-        fits = z.ndim == len(grid) + 2 and all(want in (None, got)
-                                               for want, got in zip(grid, z.shape[1:]))
-        if not fits or z.shape[-1] != dim:
-            wanted = ", ".join(["B", *("*" if size is None else str(size) for size in grid),
-                                str(dim)])
-            raise ValueError(f"z must have shape ({wanted}), got {tuple(z.shape)}")
-    return check_last_dim(z, dim, "z")
+    wanted = (None, *grid, dim)
+    if isinstance(z, Tensor) and not (z.ndim == len(wanted) and all(
+            want in (None, got) for want, got in zip(wanted, z.shape))):
+        sizes = ["B", *("*" if size is None else str(size) for size in wanted[1:])]
+        raise ValueError(f"z must have shape ({', '.join(sizes)}), got {tuple(z.shape)}")
+    return check_finite(z, "z")

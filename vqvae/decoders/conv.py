@@ -8,9 +8,9 @@ __all__ = ['ConvDecoder']
 # %% ../../nbs/decoders/03_conv.ipynb #cell-002
 from torch import Tensor, nn
 
-from ..core import check_positive, seeded
+from ..core import check_count, seeded
 from .base import BaseDecoder, check_latents
-from ..encoders.conv import ResidualBlock, prime_factors
+from ..encoders.conv import ResidualBlock, _prime_factors
 
 # %% ../../nbs/decoders/03_conv.ipynb #cell-006
 class ConvDecoder(BaseDecoder):
@@ -26,16 +26,15 @@ class ConvDecoder(BaseDecoder):
         residual_blocks: int = 2,  # how many; 0 for none
         seed: int = 0,  # of the initial weights
     ) -> None:
+        out_channels, dim = check_count(out_channels, "out_channels"), check_count(dim, "dim")
+        upsample, hidden = check_count(upsample, "upsample"), check_count(hidden, "hidden")
+        residual_blocks = check_count(residual_blocks, "residual_blocks", 0)
         super().__init__(dim)
-        primes = prime_factors(upsample)[::-1]
-        check_positive(out_channels, "out_channels")
-        check_positive(hidden, "hidden")
-        if residual_blocks < 0:
-            raise ValueError(f"residual_blocks must not be negative, got {residual_blocks}")
+        primes = _prime_factors(upsample)[::-1]
         self.out_channels, self.upsample = out_channels, upsample
         widths = [hidden] * (len(primes) - 1) + [out_channels]
         with seeded(seed):
-            layers = [nn.Conv2d(dim, hidden, 3, padding=1),
+            layers: list[nn.Module] = [nn.Conv2d(dim, hidden, 3, padding=1),
                       *(ResidualBlock(hidden) for _ in range(residual_blocks))]
             if not primes: layers += [nn.ReLU(), nn.Conv2d(hidden, out_channels, 3, padding=1)]
             for p, width in zip(primes, widths):

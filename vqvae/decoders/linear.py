@@ -6,9 +6,11 @@
 __all__ = ['LearnedLinearDecoder']
 
 # %% ../../nbs/decoders/02_linear.ipynb #cell-002
+from collections.abc import Sequence
+
 from torch import Size, Tensor, nn
 
-from ..core import seeded
+from ..core import check_count, seeded
 from .base import BaseDecoder, check_latents
 from ..encoders.base import as_shape
 
@@ -19,13 +21,14 @@ class LearnedLinearDecoder(BaseDecoder):
     def __init__(
         self,
         dim: int,  # size of a latent vector
-        sample_shape: int | tuple[int, ...],  # shape of one sample; an integer d stands for (d,)
+        sample_shape: int | Sequence[int],  # shape of one sample; an integer d stands for (d,)
         bias: bool = True,  # whether to add an offset
         seed: int = 0,  # of the initial weights
     ) -> None:
+        shape, dim = as_shape(sample_shape), check_count(dim, "dim")
         super().__init__(dim)
-        self.sample_shape = as_shape(sample_shape)
-        with seeded(seed): self.linear = nn.Linear(dim, Size(self.sample_shape).numel(), bias=bias)
+        self.sample_shape = shape
+        with seeded(seed): self.linear = nn.Linear(dim, Size(shape).numel(), bias=bias)
 
     def forward(
         self,

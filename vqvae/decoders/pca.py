@@ -6,6 +6,7 @@
 __all__ = ['PCADecoder']
 
 # %% ../../nbs/decoders/01_pca.ipynb #cell-002
+from collections.abc import Sequence
 from typing import Self
 
 from torch import Size, Tensor
@@ -23,7 +24,7 @@ class PCADecoder(BaseDecoder):
         U_k: Tensor,  # basis, (d, k), orthonormal columns
         mean: Tensor | None = None,  # d values; None: the data are centred
         trainable: bool = False,  # whether training may change basis and mean
-        sample_shape: int | tuple[int, ...] | None = None,  # shape of one sample; None: (d,)
+        sample_shape: int | Sequence[int] | None = None,  # shape of one sample; None: (d,)
     ) -> None:
         basis, offset = pca_parameters(U_k, mean)
         shape = as_shape(basis.shape[0] if sample_shape is None else sample_shape)
@@ -31,7 +32,8 @@ class PCADecoder(BaseDecoder):
             raise ValueError(f"sample_shape {shape} holds {Size(shape).numel()} values, U_k has "
                              f"{basis.shape[0]} rows")
         super().__init__(basis.shape[1])
-        self.U_k, self.mean, self.sample_shape = basis, offset, shape
+        self.U_k, self.mean = basis, offset
+        self.sample_shape = shape
         if not trainable: self.freeze()
 
     def forward(
@@ -40,7 +42,7 @@ class PCADecoder(BaseDecoder):
     ) -> Tensor:  # samples, (B, *sample_shape)
         "Reconstruct a batch; raises `ValueError` for latents of another size."
         x = check_latents(z, self.dim) @ self.U_k.T
-        return (x if self.mean is None else x + self.mean).unflatten(-1, self.sample_shape)
+        return (x if self.mean is None else x + self.mean).unflatten(-1, self.sample_shape or (-1,))
 
     @classmethod
     def fit(

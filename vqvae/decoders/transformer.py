@@ -6,9 +6,11 @@
 __all__ = ['TransformerDecoder']
 
 # %% ../../nbs/decoders/04_transformer.ipynb #cell-002
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
-from ..core import check_positive, seeded
+from ..core import check_count, seeded
 from .base import BaseDecoder, check_latents
 from ..encoders.transformer import TokenTransformer, patch_grid, unpatchify
 
@@ -20,7 +22,7 @@ class TransformerDecoder(BaseDecoder):
     def __init__(
         self,
         out_channels: int,  # channels of the images
-        image_size: int | tuple[int, int],  # height and width; an integer for square images
+        image_size: int | Sequence[int],  # height and width; an integer for square images
         patch_size: int,  # image pixels per latent position, along each side
         dim: int,  # size of a latent vector
         width: int = 64,  # size of a token inside
@@ -28,18 +30,15 @@ class TransformerDecoder(BaseDecoder):
         heads: int = 4,  # attention heads, a divisor of `width`
         seed: int = 0,  # of the initial weights
     ) -> None:
+        out_channels, dim = check_count(out_channels, "out_channels"), check_count(dim, "dim")
         super().__init__(dim)
-        check_positive(out_channels, "out_channels")
         self.image_size, self.grid = patch_grid(image_size, patch_size)
-        self.out_channels, self.patch_size, self.sample_shape = (
-            out_channels,
-            patch_size,
-            (out_channels, *self.image_size),
-        )
+        self.out_channels, self.patch_size = out_channels, int(patch_size)
+        self.sample_shape = (out_channels, *self.image_size)
         with seeded(seed):
-            self.embed = nn.Linear(dim, width)
+            self.embed = nn.Linear(dim, check_count(width, "width"))
             self.transformer = TokenTransformer(self.grid, width, depth, heads)
-            self.project = nn.Linear(width, out_channels * patch_size**2)
+            self.project = nn.Linear(int(width), out_channels * self.patch_size**2)
 
     def forward(
         self,

@@ -6,11 +6,14 @@
 __all__ = ['BaseEncoder', 'as_shape', 'flatten_samples', 'check_images']
 
 # %% ../../nbs/encoders/00_base.ipynb #cell-002
+import numbers
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 from torch import Tensor
 
-from ..core import Component, check_finite, check_positive
+from ..core import Component, check_count, check_finite
 
 # %% ../../nbs/encoders/00_base.ipynb #cell-005
 class BaseEncoder(Component, ABC):
@@ -20,10 +23,10 @@ class BaseEncoder(Component, ABC):
         self,
         dim: int | None = None,  # size of a latent vector; None: not declared
         # smallest valid shape of one sample; None: not declared
-        input_shape: tuple[int, ...] | None = None,
+        input_shape: int | Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.dim = None if dim is None else check_positive(dim, "dim")
+        self.dim = None if dim is None else check_count(dim, "dim")
         self.input_shape = None if input_shape is None else as_shape(input_shape, "input_shape")
 
     @abstractmethod
@@ -35,16 +38,18 @@ class BaseEncoder(Component, ABC):
 
 # %% ../../nbs/encoders/00_base.ipynb #cell-007
 def as_shape(
-    shape: int | tuple[int, ...],  # the sizes of one sample; an integer d stands for (d,)
+    shape: int | Sequence[int],  # the sizes of one sample; an integer d stands for (d,)
     name: str = "sample_shape",  # how the message calls it
 ) -> tuple[int, ...]:  # the same as a tuple of positive integers
-    "Return a shape as a tuple; raise `ValueError` unless it holds positive integers only."
-    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    """Return a shape as a tuple.
+
+    Raises `TypeError` unless it holds integers, `ValueError` unless they are positive.
+    """
+    sizes = tuple(shape) if isinstance(shape, Iterable) and np.ndim(shape) else (shape,)
+    if not all(isinstance(size, numbers.Integral) for size in sizes):
+        raise TypeError(f"{name} must hold integers, got {shape}")
     if not sizes: raise ValueError(f"{name} must hold at least one size, got {shape}")
-    for size in sizes:
-        if not isinstance(size, int): raise TypeError(f"{name} must hold integers, got {shape}")
-        check_positive(size, name)
-    return sizes
+    return tuple(check_count(size, name) for size in sizes)
 
 # %% ../../nbs/encoders/00_base.ipynb #cell-014
 def flatten_samples(

@@ -6,9 +6,11 @@
 __all__ = ['LearnedLinearEncoder']
 
 # %% ../../nbs/encoders/02_linear.ipynb #cell-002
+from collections.abc import Sequence
+
 from torch import Size, Tensor, nn
 
-from ..core import seeded
+from ..core import check_count, seeded
 from .base import BaseEncoder, as_shape, flatten_samples
 
 # %% ../../nbs/encoders/02_linear.ipynb #cell-006
@@ -17,14 +19,15 @@ class LearnedLinearEncoder(BaseEncoder):
 
     def __init__(
         self,
-        sample_shape: int | tuple[int, ...],  # shape of one sample; an integer d stands for (d,)
+        sample_shape: int | Sequence[int],  # shape of one sample; an integer d stands for (d,)
         dim: int,  # size of a latent vector
         bias: bool = True,  # whether to add an offset
         seed: int = 0,  # of the initial weights
     ) -> None:
-        super().__init__(dim, as_shape(sample_shape))
-        self.sample_shape = self.input_shape
-        with seeded(seed): self.linear = nn.Linear(Size(self.sample_shape).numel(), dim, bias=bias)
+        shape, dim = as_shape(sample_shape), check_count(dim, "dim")
+        super().__init__(dim, shape)
+        self.sample_shape = shape
+        with seeded(seed): self.linear = nn.Linear(Size(shape).numel(), dim, bias=bias)
 
     def forward(
         self,

@@ -6,16 +6,25 @@
 __all__ = ['pca_parameters', 'PCAEncoder', 'principal_components']
 
 # %% ../../nbs/encoders/01_pca.ipynb #cell-002
+from collections.abc import Sequence
 from typing import Self
 
 import torch
-from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
-from ..core import check_finite
+from ..core import check_count, check_finite
 from .base import BaseEncoder, as_shape, flatten_samples
 
 # %% ../../nbs/encoders/01_pca.ipynb #cell-006
+def _check_orthonormal(U_k: Tensor) -> None:
+    "Raise `ValueError` unless the columns are orthonormal; on the CPU, which has float64."
+    wide = U_k.detach().cpu().double()
+    error = (wide.T @ wide - torch.eye(wide.shape[1], device="cpu")).abs().max().item()
+    if error > 1e-4:
+        raise ValueError(f"U_k of shape {tuple(U_k.shape)} must have orthonormal columns: the "
+                         f"largest entry of |U_k^T U_k - I| must stay below 1e-4, got {error:.3g}")
+
+
 def pca_parameters(
     U_k: Tensor,  # basis, (d, k), orthonormal columns
     mean: Tensor | None = None,  # d values in any shape; None: the data are centred
@@ -26,14 +35,9 @@ def pca_parameters(
     """
     check_finite(U_k, "U_k")
     if U_k.ndim != 2: raise ValueError(f"U_k must have shape (d, k), got {tuple(U_k.shape)}")
-    d, k = U_k.shape
-    error = (U_k.detach().double().T @ U_k.detach().double()
-             - torch.eye(k, device=U_k.device)).abs().max().item()
-    if error > 1e-4:
-        raise ValueError(f"U_k of shape ({d}, {k}) must have orthonormal columns: the largest "
-                         f"entry of |U_k^T U_k - I| must stay below 1e-4, got {error:.3g}")
-    if mean is not None and check_finite(mean, "mean").numel() != d:
-        raise ValueError(f"mean must have {d} values like the rows of U_k, got shape "
+    if not U_k.is_meta: _check_orthonormal(U_k)
+    if mean is not None and check_finite(mean, "mean").numel() != len(U_k):
+        raise ValueError(f"mean must have {len(U_k)} values like the rows of U_k, got shape "
                          f"{tuple(mean.shape)}")
     basis = U_k.detach().to(torch.get_default_dtype(), copy=True)
     if mean is None: return nn.Parameter(basis), None
@@ -49,7 +53,7 @@ class PCAEncoder(BaseEncoder):
         mean: Tensor | None = None,  # d values; None: the data are centred
         trainable: bool = False,  # whether training may change basis and mean
         # shape of one sample; None: any with d values
-        sample_shape: int | tuple[int, ...] | None = None,
+        sample_shape: int | Sequence[int] | None = None,
     ) -> None:
         basis, offset = pca_parameters(U_k, mean)
         shape = as_shape(basis.shape[0] if sample_shape is None else sample_shape)
@@ -89,11 +93,12 @@ def principal_components(
     dim: int,  # k, number of components to keep
 ) -> tuple[Tensor, Tensor]:  # basis (d, k) in order of falling variance, and mean (d,)
     "PCA of a batch of samples; raises `ValueError` unless `1 <= dim <= min(n, d)`."
-    flat = check_finite(data, "data").detach().flatten(1).double().cpu()
-    if not 1 <= dim <= min(flat.shape):
+    from sklearn.decomposition import PCA
+
+    flat = check_finite(data, "data").detach().flatten(1).cpu().double()
+    if not 1 <= check_count(dim, "dim", 0) <= min(flat.shape):
         raise ValueError(f"dim must lie between 1 and {min(flat.shape)}, the smaller of "
                          f"{flat.shape[0]} samples and {flat.shape[1]} values, got {dim}")
-    found = PCA(n_components=dim, svd_solver="full").fit(flat.numpy())
-    return torch.from_numpy(found.components_.T.copy()).float(), torch.from_numpy(
-        found.mean_
-    ).float()
+    found = PCA(n_components=int(dim), svd_solver="full").fit(flat.numpy())
+    basis, mean = torch.tensor(found.components_), torch.tensor(found.mean_)
+    return basis.T.contiguous().float(), mean.float()

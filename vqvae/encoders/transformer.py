@@ -6,10 +6,12 @@
 __all__ = ['patchify', 'unpatchify', 'TokenTransformer', 'patch_grid', 'TransformerEncoder']
 
 # %% ../../nbs/encoders/04_transformer.ipynb #cell-002
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor, nn
 
-from ..core import check_positive, seeded
+from ..core import check_count, seeded
 from .base import BaseEncoder, as_shape, check_images
 
 # %% ../../nbs/encoders/04_transformer.ipynb #cell-006
@@ -45,20 +47,17 @@ class TokenTransformer(nn.Module):
         heads: int,  # attention heads, a divisor of `width`
     ) -> None:
         super().__init__()
-        for name, value in {"width": width, "depth": depth, "heads": heads}.items():
-            check_positive(value, name)
+        width, depth = check_count(width, "width"), check_count(depth, "depth")
+        heads = check_count(heads, "heads")
         if width % heads:
             raise ValueError(f"width must be a multiple of heads, got width {width} and {heads} "
                              "heads")
         self.positions = nn.Parameter(0.02 * torch.randn(grid[0] * grid[1], 1, width))
-        self.layers = nn.Sequential(
-            *(
-                nn.TransformerEncoderLayer(
-                    width, heads, 4 * width, dropout=0.0, activation="gelu", norm_first=True
-                )
-                for _ in range(depth)
-            )
-        )
+        self.layers = nn.Sequential(*(
+            nn.TransformerEncoderLayer(width, heads, 4 * width, dropout=0.0, activation="gelu",
+                                       norm_first=True)
+            for _ in range(depth)
+        ))
         self.norm = nn.LayerNorm(width)
 
     def forward(
@@ -71,18 +70,18 @@ class TokenTransformer(nn.Module):
 
 # %% ../../nbs/encoders/04_transformer.ipynb #cell-013
 def patch_grid(
-    image_size: int | tuple[int, int],  # height and width; an integer for square images
+    image_size: int | Sequence[int],  # height and width; an integer for square images
     patch_size: int,  # side of a patch in pixels
 ) -> tuple[tuple[int, int], tuple[int, int]]:  # (H, W) and (H/p, W/p)
     "Image size and token grid; raises `ValueError` when patches do not fill the image."
-    size = as_shape((image_size, image_size) if isinstance(image_size, int) else image_size,
-                    "image_size")
+    size = as_shape(image_size, "image_size")
+    if not isinstance(image_size, Iterable): size *= 2
     if len(size) != 2: raise ValueError(f"image_size must be one or two integers, got {image_size}")
-    check_positive(patch_size, "patch_size")
+    patch_size = check_count(patch_size, "patch_size")
     if size[0] % patch_size or size[1] % patch_size:
         raise ValueError(f"image_size must be a multiple of patch_size {patch_size}, got {size[0]} "
                          f"x {size[1]}")
-    return size, (size[0] // patch_size, size[1] // patch_size)
+    return (size[0], size[1]), (size[0] // patch_size, size[1] // patch_size)
 
 # %% ../../nbs/encoders/04_transformer.ipynb #cell-016
 class TransformerEncoder(BaseEncoder):
@@ -91,7 +90,7 @@ class TransformerEncoder(BaseEncoder):
     def __init__(
         self,
         in_channels: int,  # channels of the images
-        image_size: int | tuple[int, int],  # height and width; an integer for square images
+        image_size: int | Sequence[int],  # height and width; an integer for square images
         patch_size: int,  # image pixels per latent position, along each side
         dim: int,  # size of a latent vector
         width: int = 64,  # size of a token inside
@@ -100,18 +99,14 @@ class TransformerEncoder(BaseEncoder):
         seed: int = 0,  # of the initial weights
     ) -> None:
         size, grid = patch_grid(image_size, patch_size)
-        check_positive(in_channels, "in_channels")
+        in_channels, dim = check_count(in_channels, "in_channels"), check_count(dim, "dim")
         super().__init__(dim, (in_channels, *size))
-        self.in_channels, self.image_size, self.patch_size, self.grid = (
-            in_channels,
-            size,
-            patch_size,
-            grid,
-        )
+        self.in_channels, self.patch_size = in_channels, int(patch_size)
+        self.image_size, self.grid = size, grid
         with seeded(seed):
-            self.embed = nn.Linear(in_channels * patch_size**2, width)
+            self.embed = nn.Linear(in_channels * self.patch_size**2, check_count(width, "width"))
             self.transformer = TokenTransformer(grid, width, depth, heads)
-            self.project = nn.Linear(width, dim)
+            self.project = nn.Linear(int(width), dim)
 
     def forward(
         self,

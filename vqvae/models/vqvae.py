@@ -6,49 +6,77 @@
 __all__ = ['check_parts', 'VQVAE']
 
 # %% ../../nbs/models/01_vqvae.ipynb #cell-002
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..core import Component, check_finite, evaluating
+from ..core import Component, check_finite, evaluating, values_checked
 from ..decoders.base import BaseDecoder
 from ..encoders.base import BaseEncoder
 from .io import load_component, save_component
 from ..quantizers.base import BaseQuantizer
 
+# %% ../../nbs/models/01_vqvae.ipynb #dtypes
+def _converted(
+    x: Any,  # a tensor; anything else is left for the part to refuse
+    part: nn.Module,  # whose weights decide
+) -> Any:  # the tensor in the dtype of the part's weights; as it is, if there are none
+    "Samples or latents in the dtype that a part computes in."
+    weights = next((w for w in (*part.parameters(), *part.buffers()) if w.is_floating_point()), x)
+    if not (isinstance(x, Tensor) and x.is_floating_point()): return x
+    return x.to(weights.dtype)
+
+
+def _trusted(
+    part: Callable[[Tensor], Tensor],  # a part, or a method of the model
+    x: Tensor,  # what it is called with
+) -> Tensor:
+    "Call a part with a tensor whose values were checked, so that it does not look again."
+    if torch.compiler.is_compiling(): return part(x)
+    with values_checked(x): return part(x)
+
 # %% ../../nbs/models/01_vqvae.ipynb #cell-006
-def check_parts(encoder: BaseEncoder, quantizer: BaseQuantizer, decoder: BaseDecoder) -> None:
+def _check_shapes(encoder: BaseEncoder, quantizer: BaseQuantizer, decoder: BaseDecoder,
+                  sample_shape: tuple[int, ...]) -> None:
+    "Send one sample of zeros through the parts; raise `ValueError` unless it comes back as large."
+    reference = next((p for p in encoder.parameters()), torch.zeros(()))
+    x = _converted(torch.zeros(1, *sample_shape, device=reference.device), encoder)
+    z = encoder(x)
+    if z.shape[-1] != quantizer.dim:
+        raise ValueError(f"encoder turns {tuple(x.shape)} into {tuple(z.shape)}, the quantizer "
+                         f"expects {quantizer.dim} on the last axis")
+    try: x_recon = decoder(_converted(quantizer(z)[0], decoder))
+    except ValueError as error:
+        raise ValueError(f"encoder turns {tuple(x.shape)} into {tuple(z.shape)}: {error}") from None
+    if x_recon.shape != x.shape:
+        raise ValueError(f"decoder turns latents {tuple(z.shape)} into {tuple(x_recon.shape)}, but "
+                         f"the encoder made them of {tuple(x.shape)}")
+
+
+def check_parts(
+    encoder: BaseEncoder,  # (B, *sample) -> (B, *grid, dim)
+    quantizer: BaseQuantizer,  # (B, *grid, dim) -> (z_q, indices, info)
+    decoder: BaseDecoder,  # (B, *grid, dim) -> (B, *sample)
+) -> None:
     "Raise `TypeError` or `ValueError` unless the three parts can work together."
     for part, kind, name in ((encoder, BaseEncoder, "encoder"),
                              (quantizer, BaseQuantizer, "quantizer"),
                              (decoder, BaseDecoder, "decoder")):
         if not isinstance(part, kind):
-            raise TypeError(f"{name} must be a {kind.__name__}, got {type(part).__name__}")
+            raise TypeError(f"{name} must be a {kind.__name__}, got {type(part).__name__}: derive "
+                            f"it from {kind.__module__}.{kind.__name__}, which asks for `forward`")
     for part, name in ((encoder, "encoder"), (decoder, "decoder")):
         if part.dim is not None and part.dim != quantizer.dim:
             raise ValueError(f"{name} has latents of dimension {part.dim}, the quantizer expects "
                              f"{quantizer.dim}")
-    shape = encoder.input_shape
+    shape, made = encoder.input_shape, decoder.sample_shape
     if shape is None: return
-    if decoder.sample_shape is not None and len(decoder.sample_shape) == len(shape):
-        shape = decoder.sample_shape
+    if made is not None and len(made) == len(shape): shape = made
     with evaluating(encoder), evaluating(quantizer), evaluating(decoder):
-        reference = next((p for p in encoder.parameters()), torch.zeros(()))
-        x = torch.zeros(1, *shape, device=reference.device, dtype=reference.dtype)
-        z = encoder(x)
-        if z.shape[-1] != quantizer.dim:
-            raise ValueError(f"encoder turns {tuple(x.shape)} into {tuple(z.shape)}, the quantizer "
-                             f"expects {quantizer.dim} on the last axis")
-        try: x_recon = decoder(quantizer(z)[0])
-        except ValueError as error:
-            raise ValueError(
-                f"encoder turns {tuple(x.shape)} into {tuple(z.shape)}: {error}"
-            ) from None
-    if x_recon.shape != x.shape:
-        raise ValueError(f"decoder turns latents {tuple(z.shape)} into {tuple(x_recon.shape)}, but "
-                         f"the encoder made them of {tuple(x.shape)}")
+        _check_shapes(encoder, quantizer, decoder, shape)
 
 # %% ../../nbs/models/01_vqvae.ipynb #cell-008
 class VQVAE(Component):
@@ -66,30 +94,42 @@ class VQVAE(Component):
 
     def forward(
         self,
-        x: Tensor,  # samples, (B, *sample)
-    ) -> dict[str, Any]:  # x_recon, z, z_q, indices, z_q_hard, distances, losses
+        x: Tensor,  # samples, (B, *sample), converted to the dtype of the encoder
+        mask: Tensor | None = None,  # bool, (B, *grid), true at real positions; None: all are
+    ) -> dict[str, Any]:  # x_recon, z, z_q, indices, z_q_hard, distances, losses; mask if given
         """Encode, quantize, decode.
 
         Raises `ValueError` for NaN, an empty batch or samples that do not fit.
         """
         z = self.encode(x)
-        z_q, indices, info = self.quantizer(z)
-        return {"x_recon": self.decode(z_q), "z": z, "z_q": z_q, "indices": indices, **info}
+        z_q, indices, info = self.quantizer(z) if mask is None else self.quantizer(z, mask)
+        x_recon = _trusted(self.decode, _converted(z_q, self.decoder))
+        outputs = {"x_recon": x_recon, "z": z, "z_q": z_q, "indices": indices, **info}
+        return outputs if mask is None else {**outputs, "mask": mask}
 
-    def encode(self, x: Tensor) -> Tensor:
-        "Latents (B, *grid, dim) of samples (B, *sample)."
-        return self.encoder(check_finite(x, "x"))
+    def encode(
+        self,
+        x: Tensor,  # samples, (B, *sample)
+    ) -> Tensor:  # latents, (B, *grid, dim)
+        "Latents of samples, in the dtype of the encoder."
+        return _trusted(self.encoder, check_finite(_converted(x, self.encoder), "x"))
 
-    def decode(self, z_q: Tensor) -> Tensor:
-        "Samples (B, *sample) from quantized latents (B, *grid, dim)."
-        return self.decoder(z_q)
+    def decode(
+        self,
+        z_q: Tensor,  # quantized latents, (B, *grid, dim)
+    ) -> Tensor:  # samples, (B, *sample)
+        "Samples from quantized latents, in the dtype of the decoder."
+        return self.decoder(_converted(z_q, self.decoder))
 
     def tokenize(
         self,
         x: Tensor,  # samples, (B, *sample)
+        mask: Tensor | None = None,  # bool, (B, *grid), true at real positions; None: all are
     ) -> Tensor:  # int64, (B, *grid)
         "Indices of samples, computed as in evaluation whatever the mode."
-        with evaluating(self): return self.quantizer(self.encode(x))[1]
+        with evaluating(self):
+            z = self.encode(x)
+            return (self.quantizer(z) if mask is None else self.quantizer(z, mask))[1]
 
     def detokenize(
         self,
