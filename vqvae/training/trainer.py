@@ -40,7 +40,7 @@ from vqvae.core import (
 from ..data.base import BaseDataset, Batch, as_batch, as_dataset, open_loader
 from ..evaluation.metrics import CodebookMetrics, mse
 from ..evaluation.tracking import MetricsTracker
-from ..models.io import describe
+from ..models.io import check_saving
 from ..models.vqvae import VQVAE
 from .loss import check_weights, expand_mask, vqvae_loss
 
@@ -721,7 +721,7 @@ class Trainer(Stepper):
             raise ValueError(f"{late} became trainable after the Trainer was made: freeze and "
                              "unfreeze first")
         if self.folder is not None:
-            describe(self.model, {}, "model")
+            check_saving(self.model)
             path = self.folder / "checkpoint.pt"
             if resume and self.step == 0 and path.exists(): self.load_checkpoint(path, data_key)
         for name, value in data_key.items():
