@@ -304,6 +304,8 @@ class TorchDataset(BaseDataset):
         seed: int = 0,  # of the order and of the workers
     ) -> DataLoader:  # yields what the collated samples are
         "A loader over one split."
+        if split not in self.splits:
+            raise ValueError(f"split must be one of {list(self.splits)}, got {split!r}")
         data = self._datasets[split]
         return DataLoader(data, check_count(batch_size, "batch_size"), num_workers=self.workers,
                           shuffle=shuffle and not isinstance(data, IterableDataset),
