@@ -23,7 +23,7 @@ from vqvae.data import (
     InMemoryDataset,
     OpenMLImageDataset,
 )
-from vqvae.data.base import as_samples, encode_in_chunks, split_rows
+from vqvae.data.base import encode_in_chunks, split_rows
 
 # --- what the tests need on disk ---
 
@@ -247,13 +247,6 @@ def test_my_dataset_with_one_method():
 def test_missing_method_is_refused():
     class Nothing(BaseDataset): pass
     with pytest.raises(TypeError, match="get_dataloader"): Nothing()
-
-
-def test_as_samples():
-    x = torch.zeros(2, 3)
-    assert as_samples(x) is x and as_samples([x]) is x and as_samples((x, torch.zeros(2))) is x
-    for bad in ({"x": x}, [], ["x"], None):
-        with pytest.raises(TypeError, match="a batch must be a tensor"): as_samples(bad)
 
 
 def test_encoder_mode_is_restored_even_after_an_error():

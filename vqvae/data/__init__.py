@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BaseDataset', 'DigitsDataset', 'GaussianDataset', 'ImageFolderDataset', 'ImagePatchDataset', 'InMemoryDataset',
-           'OpenMLImageDataset']
+           'OpenMLImageDataset', 'TorchDataset', 'as_dataset']
 
 # %% ../../nbs/data/index.ipynb #cell-002
-from .base import BaseDataset, InMemoryDataset
+from .base import BaseDataset, InMemoryDataset, TorchDataset, as_dataset
 from .digits import DigitsDataset
 from .folder import ImageFolderDataset
 from .gaussian import GaussianDataset
@@ -16,4 +16,5 @@ from .patches import ImagePatchDataset
 
 # %% ../../nbs/data/index.ipynb #cell-003
 _all_ = ["BaseDataset", "DigitsDataset", "GaussianDataset", "ImageFolderDataset",
-         "ImagePatchDataset", "InMemoryDataset", "OpenMLImageDataset"]
+         "ImagePatchDataset", "InMemoryDataset", "OpenMLImageDataset", "TorchDataset",
+         "as_dataset"]
