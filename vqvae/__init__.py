@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     )
     from .data import (
         BaseDataset, DigitsDataset, GaussianDataset, ImageFolderDataset, ImagePatchDataset,
-        InMemoryDataset, OpenMLImageDataset,
+        InMemoryDataset, OpenMLImageDataset, TorchDataset, as_dataset,
     )
     from .decoders import (
         BaseDecoder, ConvDecoder, LearnedLinearDecoder, PCADecoder, TransformerDecoder,
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
         rotation_tangent, rotation_unscaled, straight_through,
     )
     from .training import (
-        DEFAULT_WEIGHTS, Trainer, check_weights, vqvae_loss,
+        DEFAULT_WEIGHTS, Stepper, Trainer, check_weights, default_fabric, expand_mask,
+        read_checkpoint, vqvae_loss,
     )
 
 _MODULES = (
@@ -47,7 +48,8 @@ _MODULES = (
 _NAMES = {
     "data": [
         "BaseDataset", "DigitsDataset", "GaussianDataset", "ImageFolderDataset",
-        "ImagePatchDataset", "InMemoryDataset", "OpenMLImageDataset",
+        "ImagePatchDataset", "InMemoryDataset", "OpenMLImageDataset", "TorchDataset",
+        "as_dataset",
     ],
     "decoders": [
         "BaseDecoder", "ConvDecoder", "LearnedLinearDecoder", "PCADecoder", "TransformerDecoder",
@@ -71,7 +73,8 @@ _NAMES = {
         "straight_through",
     ],
     "training": [
-        "DEFAULT_WEIGHTS", "Trainer", "check_weights", "vqvae_loss",
+        "DEFAULT_WEIGHTS", "Stepper", "Trainer", "check_weights", "default_fabric",
+        "expand_mask", "read_checkpoint", "vqvae_loss",
     ],
 }
 _ROOM = {name: room for room, names in _NAMES.items() for name in names}
@@ -84,14 +87,15 @@ __all__ = [
     "GumbelSoftmaxQuantizer", "ImageFolderDataset", "ImagePatchDataset", "InMemoryDataset",
     "Initializer", "LearnedLinearDecoder", "LearnedLinearEncoder", "LinearLogits",
     "LossLearning", "OpenMLImageDataset", "PCADecoder", "PCAEncoder",
-    "ProjectionVectorQuantizer", "Revival", "RotationVectorQuantizer", "Trainer",
-    "TransformerDecoder", "TransformerEncoder", "VQVAE", "VectorQuantizer", "__version__",
-    "check_saving", "check_weights", "codebook_covariance", "data", "decoders", "encoders",
-    "evaluation", "explorers", "initialization", "kmeans_init", "load_component", "models",
+    "ProjectionVectorQuantizer", "Revival", "RotationVectorQuantizer", "Stepper",
+    "TorchDataset", "Trainer", "TransformerDecoder", "TransformerEncoder", "VQVAE",
+    "VectorQuantizer", "__version__", "as_dataset", "check_saving", "check_weights",
+    "codebook_covariance", "data", "decoders", "default_fabric", "encoders", "evaluation",
+    "expand_mask", "explorers", "initialization", "kmeans_init", "load_component", "models",
     "nearest_codes", "normal_init", "projection", "quantizers", "rd_gaussian_init",
-    "replace_gradient", "rotation", "rotation_tangent", "rotation_unscaled", "sample_init",
-    "save_component", "straight_through", "studies", "theory", "training", "uniform_init",
-    "vqvae_loss",
+    "read_checkpoint", "replace_gradient", "rotation", "rotation_tangent",
+    "rotation_unscaled", "sample_init", "save_component", "straight_through", "studies",
+    "theory", "training", "uniform_init", "vqvae_loss",
 ]
 
 

@@ -53,7 +53,11 @@ else:  # a stand-in: Lightning Fabric is imported where it is used
 def default_fabric(
     precision: str = "32-true",  # Fabric's name of a precision, for example 'bf16-mixed'
 ) -> Fabric:
-    "One process and one device, chosen automatically, whatever job it runs in."
+    """One process and one device, chosen automatically, whatever job it runs in.
+
+    Args:
+        precision: Fabric's name of a precision, for example 'bf16-mixed'
+    """
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
@@ -220,7 +224,19 @@ def _locked(folder: Path | None) -> Iterator[None]:
 
 # %% ../../nbs/training/02_trainer.ipynb #cell-018
 class Checkpoint(NamedTuple):
-    "Everything that a run needs to continue, as tensors, numbers, strings, lists and dicts."
+    """Everything that a run needs to continue, as tensors, numbers, strings, lists and dicts.
+
+    Attributes:
+        precision: of a gradient scaler
+        options: what was asked for, by name
+        data_key: batch_size, samples, seed: what decides the order of the data
+        step: steps done
+        epoch: epochs done
+        batches_done: batches of the epoch under way that are done
+        validated: step of the last validation, -1 before the first
+        rows: step, split, metric, value
+        totals: sums of the row in progress
+    """
     model: dict[str, Tensor]
     optimizer: dict[str, Any] | None
     schedule: dict[str, Any] | None
@@ -238,7 +254,14 @@ class Checkpoint(NamedTuple):
 def read_checkpoint(
     path: str | Path,  # a file that a Trainer wrote
 ) -> Checkpoint:  # on the CPU
-    "Read a checkpoint without running code from it; raises `ValueError` when it is not one."
+    """Read a checkpoint without running code from it; raises `ValueError` when it is not one.
+
+    Args:
+        path: a file that a Trainer wrote
+
+    Returns:
+        on the CPU
+    """
     if not Path(path).is_file(): raise FileNotFoundError(f"there is no checkpoint {path}")
     try: state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
@@ -253,7 +276,11 @@ def write_checkpoint(
     checkpoint: Checkpoint,
     path: str | Path,  # replaced in one step when it exists
 ) -> None:
-    "Write a checkpoint, whole or not at all."
+    """Write a checkpoint, whole or not at all.
+
+    Args:
+        path: replaced in one step when it exists
+    """
     with atomic_path(path) as temporary: torch.save(checkpoint._asdict(), temporary)
 
 # %% ../../nbs/training/02_trainer.ipynb #cell-019
@@ -348,7 +375,13 @@ def _update(fabric: Fabric, module: Any, optimizer: Any, clip_norm: float) -> No
 
 
 class Counted(NamedTuple):
-    "What a forward pass adds to the row in progress."
+    """What a forward pass adds to the row in progress.
+
+    Attributes:
+        values: the loss and its terms
+        indices: chosen codes, (B, *grid)
+        mask: bool, (B, *grid)
+    """
     values: dict[str, float]  # the loss and its terms
     samples: float
     indices: Tensor  # chosen codes, (B, *grid)
@@ -386,6 +419,19 @@ class Stepper:
         fabric: Fabric | None = None,
         seed: int = 0,  # of the noise in training steps
     ):
+        """Model, loss and optimizer, set up for a device and a precision: what a training step
+        needs.
+
+        Args:
+            model: trained in place; `torch.compile(model)` is taken, too
+            loss: (outputs, x, weights) -> (total, named unweighted terms)
+            optimizer: parameters -> optimizer; AdamW, lr 1e-3, no weight decay when left out
+            schedule: optimizer -> schedule, advanced at every step
+            weights: of loss terms by name
+            clip_norm: longest gradient; not clipped when left out
+            fabric: device, precision, processes, loggers; `default_fabric()` when left out
+            seed: of the noise in training steps
+        """
         given, model = model, getattr(model, "_orig_mod", model)
         if not isinstance(model, VQVAE):
             raise TypeError(f"model must be a VQVAE, got {type(model).__name__}")
@@ -422,7 +468,12 @@ class Stepper:
         x: Tensor,  # this process's share of a batch, on the device, (B, *sample_shape)
         mask: Tensor | None = None,  # bool, (B, *grid), true at real positions
     ) -> None:
-        "Learn from a batch. A subclass may write another rule of the same three methods."
+        """Learn from a batch. A subclass may write another rule of the same three methods.
+
+        Args:
+            x: this process's share of a batch, on the device, (B, *sample_shape)
+            mask: bool, (B, *grid), true at real positions
+        """
         self.backward(self.compute_loss(x, mask))
         self.update()
 
@@ -433,7 +484,15 @@ class Stepper:
     ) -> Tensor:  # the total, with its graph
         """Forward pass and loss; terms and codes are counted for the row in progress.
 
-        Raises `FloatingPointError` when a term is not finite."""
+        Raises `FloatingPointError` when a term is not finite.
+
+        Args:
+            x: samples, (B, *sample_shape)
+            mask: bool, (B, *grid), true at real positions
+
+        Returns:
+            the total, with its graph
+        """
         batch = Batch(x, mask)
         if self._wrapped is None: outputs = _forward(self.fabric, self.model, batch)
         elif mask is None: outputs = self._wrapped(x)
@@ -449,7 +508,11 @@ class Stepper:
         self,
         loss: Tensor,  # a scalar; one without a graph has nothing to give
     ) -> None:
-        "Add the gradient of a loss to the parameters'."
+        """Add the gradient of a loss to the parameters'.
+
+        Args:
+            loss: a scalar; one without a graph has nothing to give
+        """
         if loss.requires_grad: self.fabric.backward(loss * self._scale)
 
     def update(self) -> None:
@@ -463,7 +526,14 @@ class Stepper:
         self,
         batch: Batch,  # of all processes together
     ) -> list[Counted]:  # one for each `compute_loss`
-        "One training step on this process's share of a batch. Errors name the step."
+        """One training step on this process's share of a batch. Errors name the step.
+
+        Args:
+            batch: of all processes together
+
+        Returns:
+            one for each `compute_loss`
+        """
         where = f"training step {self.step + 1}"
         part = _moved(_share(batch, self.fabric), self.fabric, self.model)
         self._scale = _size(part) * self.fabric.world_size / _size(batch)
@@ -576,6 +646,21 @@ class Trainer(Stepper):
         folder: str | Path | None = None,
         seed: int = 0,  # of the order of the data and of the noise in training steps
     ):
+        """Train a `VQVAE` on any device, at any precision, in any number of processes; stopped, it
+        continues bit for bit.
+
+        Args:
+            model: trained in place; parts to be held still are frozen before
+            loss: (outputs, x, weights) -> (total, named unweighted terms)
+            optimizer: parameters -> optimizer; AdamW, lr 1e-3, no weight decay when left out
+            schedule: optimizer -> schedule, advanced at every step
+            weights: of loss terms by name
+            clip_norm: longest gradient; not clipped when left out
+            fabric: device, precision, processes, loggers; one device, chosen automatically, when
+                left out
+            folder: for checkpoint.pt, metrics.csv and model.safetensors; none when left out
+            seed: of the order of the data and of the noise in training steps
+        """
         super().__init__(model, loss=loss, optimizer=optimizer, schedule=schedule, weights=weights,
                          clip_norm=clip_norm, fabric=fabric, seed=seed)
         self.folder = None if folder is None else Path(folder)
@@ -608,7 +693,22 @@ class Trainer(Stepper):
 
         Raises `FloatingPointError` when a loss or gradient is not finite, `KeyboardInterrupt` after
         Ctrl-C or SIGTERM, once a checkpoint is written, and `ValueError` for a checkpoint or data
-        that do not continue the run. Warns about options that differ from the checkpoint's."""
+        that do not continue the run. Warns about options that differ from the checkpoint's.
+
+        Args:
+            dataset: trained on its training split, validated on its test split if there is one;
+                what `as_dataset` takes
+            epochs: train until this many epochs are done, counted from the very beginning; or give
+            steps: train until this many steps are done, counted likewise
+            batch_size: samples per step, over all processes together
+            validate_every: epochs between validations; only at the end when left out
+            checkpoint_every: steps between checkpoints; about every five minutes when left out
+            progress: whether to show a progress bar
+            resume: continue from the folder's checkpoint if there is one
+
+        Returns:
+            rows of split 'train' (averages since the row before) and 'test'
+        """
         data = as_dataset(dataset)
         plan = _plan(self.folder, epochs=epochs, steps=steps, batch_size=batch_size,
                      validate_every=validate_every, checkpoint_every=checkpoint_every)
@@ -638,7 +738,16 @@ class Trainer(Stepper):
 
         `samples` counts codes, one per position of the grid. The PSNR's range is the
         dataset's `data_range` if it has one, else the largest minus
-        the smallest value of the split."""
+        the smallest value of the split.
+
+        Args:
+            dataset: any dataset; only its own split is read
+            split: 'train' or 'test'
+            batch_size: samples at a time, over all processes together
+
+        Returns:
+            loss, its terms, everything of CodebookMetrics, mse, psnr (dB)
+        """
         data = as_dataset(dataset)
         loader = open_loader(data, check_count(batch_size, "batch_size"), shuffle=False,
                              split=split)
@@ -652,6 +761,9 @@ class Trainer(Stepper):
         """Write the state of the run to one file, whole or not at all.
 
         All processes call it, the first writes.
+
+        Args:
+            path: checkpoint.pt in the folder when left out
         """
         path = self._checkpoint_path(path)
         checkpoint = self._checkpoint(_over_processes(self.fabric, self._totals).state_dict())
@@ -670,6 +782,10 @@ class Trainer(Stepper):
 
         Raises `ValueError` for a file that does not fit, and then nothing is changed. Warns about
         options that differ.
+
+        Args:
+            path: checkpoint.pt in the folder when left out
+            data_key: batch_size, samples and seed that the file must have been made with
         """
         path = self._checkpoint_path(path)
         theirs = read_checkpoint(path)
