@@ -7,7 +7,6 @@ __all__ = ['DigitsDataset']
 
 # %% ../../nbs/data/02_digits.ipynb #cell-002
 import torch
-from sklearn.datasets import load_digits
 
 from .base import InMemoryDataset, split_rows
 
@@ -20,6 +19,7 @@ class DigitsDataset(InMemoryDataset):
         test_fraction: float = 0.2,  # share of the images held out, in (0, 1)
         seed: int = 0,  # which images are held out
     ):
+        from sklearn.datasets import load_digits
         images = torch.from_numpy(load_digits().images).float().unsqueeze(1) / 16
         train, test = split_rows(len(images), test_fraction, seed)
         super().__init__(images[train], images[test])

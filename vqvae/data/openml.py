@@ -12,11 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.datasets import fetch_openml, get_data_home
 from torch import Tensor
 
-from ..core import step_generator
-from .base import InMemoryDataset, _check_count
+from ..core import check_count, step_generator
+from .base import InMemoryDataset
 
 # %% ../../nbs/data/04_openml.ipynb #cell-005
 class Source(NamedTuple):
@@ -48,13 +47,13 @@ def rows_to_images(
     if len(rows) and not (rows.min() >= 0 and rows.max() <= 255):
         raise ValueError(f"pixels must lie between 0 and 255, got values from {rows.min()} to "
                          f"{rows.max()}")
-    return (
-        torch.from_numpy(np.array(rows, dtype=np.float32, order="C")).div_(255).reshape(-1, *shape)
-    )
+    pixels = torch.from_numpy(np.array(rows, dtype=np.float32, order="C"))
+    return pixels.div_(255).reshape(-1, *shape)
 
 # %% ../../nbs/data/04_openml.ipynb #cell-010
 def _fetch(name: str, data_home: str | PathLike | None) -> np.ndarray:
     "The table of a collection, from the cache or from the network."
+    from sklearn.datasets import fetch_openml, get_data_home
     source = SOURCES[name]
     try:
         with warnings.catch_warnings():
@@ -86,8 +85,8 @@ class OpenMLImageDataset(InMemoryDataset):
     ):
         if name not in SOURCES:
             raise ValueError(f"name must be one of {list(SOURCES)}, got {name!r}")
-        for label, value in dict(n_train=n_train, n_test=n_test).items():
-            if value is not None: _check_count(value, label)
+        if n_train is not None: n_train = check_count(n_train, "n_train")
+        if n_test is not None: n_test = check_count(n_test, "n_test")
         rows, source = _fetch(name, data_home), SOURCES[name]
         border = len(rows) - len(rows) // source.test_share
         train = _choose(rows[:border], n_train, "n_train", step_generator(seed, 0))

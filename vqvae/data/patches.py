@@ -7,11 +7,10 @@ __all__ = ['PHOTOGRAPHS', 'TEST_COLUMNS', 'load_photographs', 'draw_patches', 'I
 
 # %% ../../nbs/data/03_patches.ipynb #cell-002
 import torch
-from sklearn.datasets import load_sample_image
 from torch import Tensor
 
-from ..core import step_generator
-from .base import InMemoryDataset, _check_count
+from ..core import check_count, step_generator
+from .base import InMemoryDataset
 
 # %% ../../nbs/data/03_patches.ipynb #cell-006
 PHOTOGRAPHS = ("china.jpg", "flower.jpg")
@@ -22,6 +21,7 @@ def load_photographs(
     color: bool,  # three channels, or one: luma
 ) -> Tensor:  # (2, channels, 427, 640), values in [0, 1]
     "scikit-learn's two bundled photographs."
+    from sklearn.datasets import load_sample_image
     images = torch.stack([torch.from_numpy(load_sample_image(name).copy()) for name in PHOTOGRAPHS])
     images = images.permute(0, 3, 1, 2).float() / 255
     if color: return images
@@ -33,11 +33,14 @@ def draw_patches(
     patch_size: int,  # height and width of a patch, in pixels
     n: int,  # number of patches
     generator: torch.Generator,  # decides which
-) -> tuple[Tensor, Tensor]:  # patches (n, channels, patch_size, patch_size); image, row and column of each, (n, 3)
-    """Cut different patches at random.
+) -> tuple[Tensor, Tensor]:  # patches, (n, channels, patch_size, patch_size); places, (n, 3)
+    """Cut different patches at random; their places are image, row and column.
 
     Raises `ValueError` when they do not fit or there are fewer than `n`.
     """
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
+    patch_size, n = check_count(patch_size, "patch_size"), check_count(n, "n")
     N, _, H, W = images.shape
     if patch_size > min(H, W):
         raise ValueError(f"patch_size must be at most {min(H, W)} in a {H} × {W} region, got "
@@ -68,8 +71,7 @@ class ImagePatchDataset(InMemoryDataset):
         color: bool = False,  # three channels instead of one
         seed: int = 0,  # which patches
     ):
-        for name, value in (("patch_size", patch_size), ("n_train", n_train), ("n_test", n_test)):
-            _check_count(value, name)
+        n_train, n_test = check_count(n_train, "n_train"), check_count(n_test, "n_test")
         images = load_photographs(color)
         border = images.shape[-1] - TEST_COLUMNS
         train, at_train = draw_patches(images[..., :border], patch_size, n_train,
