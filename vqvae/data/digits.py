@@ -6,6 +6,8 @@
 __all__ = ['DigitsDataset']
 
 # %% ../../nbs/data/02_digits.ipynb #cell-002
+from typing import Any
+
 import torch
 
 from .base import InMemoryDataset, split_rows
@@ -20,6 +22,7 @@ class DigitsDataset(InMemoryDataset):
         seed: int = 0,  # which images are held out
     ):
         from sklearn.datasets import load_digits
-        images = torch.from_numpy(load_digits().images).float().unsqueeze(1) / 16
+        digits: Any = load_digits()
+        images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
         train, test = split_rows(len(images), test_fraction, seed)
         super().__init__(images[train], images[test])

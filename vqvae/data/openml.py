@@ -8,7 +8,7 @@ __all__ = ['SOURCES', 'Source', 'rows_to_images', 'OpenMLImageDataset']
 # %% ../../nbs/data/04_openml.ipynb #cell-002
 import warnings
 from os import PathLike
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -58,17 +58,16 @@ def _fetch(name: str, data_home: str | PathLike | None) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="A network error occurred")
-            return fetch_openml(source.openml_name, version=source.version, data_home=data_home,
-                                as_frame=False, n_retries=1, parser="pandas",
-                                read_csv_kwargs={"dtype": np.float32}).data
+            table: Any = fetch_openml(source.openml_name, version=source.version,
+                                      data_home=data_home, as_frame=False, n_retries=1,
+                                      parser="pandas", read_csv_kwargs={"dtype": np.float32})
+            return table.data
     except OSError as error:  # urllib's errors, time-outs and refused connections are all OSErrors
         raise ConnectionError(
             f"{name!r} is not complete in the cache folder {get_data_home(data_home)} and could "
-            "not be downloaded "
-            f"from OpenML as {source.openml_name!r} version {source.version}: {error}. Load it "
-            "once with a network, or copy the "
-            "folder from a machine that has it and pass its path as data_home"
-        ) from error
+            f"not be downloaded from OpenML as {source.openml_name!r} version {source.version}: "
+            f"{error}. Load it once with a network, or copy the folder from a machine that has it "
+            "and pass its path as data_home") from error
 
 # %% ../../nbs/data/04_openml.ipynb #cell-011
 class OpenMLImageDataset(InMemoryDataset):

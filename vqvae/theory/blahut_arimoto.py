@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core import check_finite, check_positive
-from .rate_distortion import _nonnegative
+from ..core import check_count, check_finite, check_positive
+from .rate_distortion import as_float64, check_nonnegative
 
 # %% ../../nbs/theory/03_blahut_arimoto.ipynb #cell-006
 class BlahutArimoto(NamedTuple):
@@ -32,9 +32,8 @@ def _problem(
     distortions: Tensor | list,  # (m, n)
 ) -> tuple[Tensor, Tensor]:  # both as float64
     "Check a source and a distortion matrix; raise `ValueError` where they are not one."
-    p = _nonnegative(probabilities, "probabilities", finite=True)
-    d = check_finite(torch.as_tensor(distortions, dtype=torch.float64, device=p.device),
-                     "distortions")
+    p = check_nonnegative(probabilities, "probabilities", finite=True)
+    d = check_finite(as_float64(distortions, "distortions"), "distortions")
     if p.ndim != 1: raise ValueError(f"probabilities must have shape (m,), got {tuple(p.shape)}")
     if d.ndim != 2 or d.shape[0] != len(p):
         raise ValueError(f"distortions must have shape ({len(p)}, n) for {len(p)} probabilities, "
@@ -60,12 +59,11 @@ def blahut_arimoto(
     stays above `tolerance`.
     Source: Blahut 1972; step length from Salakhutdinov and Roweis 2003."""
     p, d = _problem(probabilities, distortions)
-    for name, value in (("slope", slope), ("tolerance", tolerance),
-                        ("max_iterations", max_iterations)):
-        check_positive(value, name)
+    slope, tolerance = check_positive(slope, "slope"), check_positive(tolerance, "tolerance")
+    max_iterations = check_count(max_iterations, "max_iterations")
     kernel = torch.exp2(-slope * (d - d.amin(1, keepdim=True)))  # each row's largest entry is 1
-    q = torch.full((d.shape[1],), 1 / d.shape[1], dtype=d.dtype, device=d.device)
-    objective, step = math.inf, 1.0
+    q = torch.full((d.shape[1],), 1 / d.shape[1], dtype=d.dtype)
+    objective, step, gap = math.inf, 1.0, torch.tensor(math.inf)
     for _ in range(max_iterations):
         gain = (p / (kernel @ q)) @ kernel  # the c_j
         gap = gain.max().log2() - _information(q * gain, gain)
@@ -108,12 +106,12 @@ def grid_source(
 
     Raises `ValueError` where the density is negative or NaN, and unless the cells hold 1 within
     1e-3."""
-    check_positive(points, "points")
+    points = check_count(points, "points")
     if not -math.inf < low < high < math.inf:
         raise ValueError(f"low and high must be finite and in order, got {low} and {high}")
     width = (high - low) / points
     centres = low + width * (torch.arange(points, dtype=torch.float64) + 0.5)
-    mass = width * _nonnegative(density(centres), "density", finite=True)
+    mass = width * check_nonnegative(density(centres), "density", finite=True)
     if mass.shape != centres.shape:
         raise ValueError(f"density must return shape {tuple(centres.shape)}, got "
                          f"{tuple(mass.shape)}")
@@ -128,9 +126,9 @@ def squared_error(
     y: Tensor | list,  # outputs, (n,) or (n, k)
 ) -> Tensor:  # squared error per dimension, (m, n), float64
     "The distortion matrix of squared error."
-    x, y = (check_finite(torch.as_tensor(v).double(), "points") for v in (x, y))
-    if x.ndim == 1 and y.ndim == 1: x, y = x[:, None], y[:, None]
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
-        raise ValueError(f"points must have shapes (m, k) and (n, k), got {tuple(x.shape)} and "
-                         f"{tuple(y.shape)}")
-    return (x[:, None] - y).square().mean(-1)
+    a, b = (check_finite(as_float64(points, "points"), "points") for points in (x, y))
+    if a.ndim == 1 and b.ndim == 1: a, b = a[:, None], b[:, None]
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise ValueError(f"points must have shapes (m, k) and (n, k), got {tuple(a.shape)} and "
+                         f"{tuple(b.shape)}")
+    return (a[:, None] - b).square().mean(-1)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core import check_last_dim, check_positive
+from ..core import check_count, check_last_dim, check_positive
 from .high_resolution import LATTICE_CONSTANTS
 
 # %% ../../nbs/theory/07_lattices.ipynb #cell-007
@@ -44,7 +44,7 @@ def nearest_checkerboard(
 
 # %% ../../nbs/theory/07_lattices.ipynb #cell-013
 def _nearer(x: Tensor, first: Tensor, second: Tensor) -> Tensor:  # (..., k)
-    "Whichever of two candidates is nearer to x."
+    "The one of two candidates that is nearer to x, the first in a tie."
     squares = [(x - point).square().sum(-1, keepdim=True) for point in (first, second)]
     return torch.where(squares[1] < squares[0], second, first)
 
@@ -101,7 +101,7 @@ class Lattice:
 
         Raises `ValueError` for a wrong shape and NaN.
         """
-        return self.decoder(check_last_dim(x, self.dim, "x").double())
+        return self.decoder(check_last_dim(x, self.dim, "x").cpu().double())
 
     def coordinates(
         self,
@@ -111,8 +111,8 @@ class Lattice:
 
         Raises `ValueError` for points that are not in the lattice.
         """
-        real = check_last_dim(points, self.dim,
-                              "points").double() @ torch.linalg.inv(self.generator)
+        points = check_last_dim(points, self.dim, "points").cpu().double()
+        real = points @ torch.linalg.inv(self.generator)
         whole = real.round()
         if (real - whole).abs().max() > 1e-6 * (1 + whole.abs().max()):
             raise ValueError(f"points must lie in the lattice {self.name}, got one that is off by "
@@ -125,6 +125,9 @@ class Lattice:
         generator: torch.Generator,  # randomness
     ) -> Tensor:  # (n, k), float64
         "Points spread evenly over the cell around 0: uniform ones modulo the lattice."
+        if not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
+        n = check_count(n, "n")
         x = torch.rand(n, self.dim, generator=generator, dtype=torch.float64) @ self.generator
         return x - self.decoder(x)
 
@@ -133,8 +136,8 @@ def integer_lattice(
     dim: int,  # k
 ) -> Lattice:
     "Z^k, cells are cubes."
-    return Lattice(f"Z{dim}", torch.eye(int(check_positive(dim, "dim")), dtype=torch.float64),
-                   nearest_integers, 1 / 12)
+    dim = check_count(dim, "dim")
+    return Lattice(f"Z{dim}", torch.eye(dim, dtype=torch.float64), nearest_integers, 1 / 12)
 
 
 def hexagonal_lattice() -> Lattice:
@@ -147,7 +150,7 @@ def checkerboard_lattice(
     dim: int = 4,  # k, at least 2
 ) -> Lattice:
     "D_k; raises `ValueError` for `dim` below 2."
-    if check_positive(dim, "dim") < 2: raise ValueError(f"dim must be at least 2, got {dim}")
+    dim = check_count(dim, "dim", least=2)
     basis = torch.eye(dim, dtype=torch.float64) - torch.eye(dim, dtype=torch.float64).roll(1, 1)
     basis[-1] = 0
     basis[-1, :2] = 1  # differences of neighbours, and (1, 1, 0, ...)
@@ -171,8 +174,9 @@ def measure_second_moment(
 
     Raises `ValueError` for less than two samples.
     """
-    if samples < 2: raise ValueError(f"samples must be at least 2, got {samples}")
-    points = lattice.sample_cell(samples, torch.Generator().manual_seed(seed))
+    samples = check_count(samples, "samples", least=2)
+    generator = torch.Generator().manual_seed(check_count(seed, "seed", least=0))
+    points = lattice.sample_cell(samples, generator)
     squares = points.square().mean(-1) / lattice.volume ** (2 / lattice.dim)
     return squares.mean().item(), 2.576 * (squares.std() / math.sqrt(samples)).item()
 
@@ -194,10 +198,10 @@ def entropy_coded_lattice(
     vectors.
 
     A cell's probability is a mean of the density over 1024 points of the cell, fresh in each
-    block; its logarithm is
-    corrected to first order. Raises `ValueError` unless `scale` is positive."""
+    block; its logarithm is corrected to first order. Raises `ValueError` unless `scale` is
+    positive."""
     check_positive(scale, "scale")
-    g = torch.Generator().manual_seed(seed)
+    g = torch.Generator().manual_seed(check_count(seed, "seed", least=0))
     x = torch.randn(32, 256, lattice.dim, generator=g, dtype=torch.float64)
     q = scale * lattice.decoder(x / scale)
     known = x.square().sum(-1) - lattice.dim  # has mean 0

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.linalg import LinAlgError, eigh_tridiagonal, solveh_banded
 from torch import Tensor
 
-from ..core import check_positive
+from ..core import check_count, check_positive
+from .rate_distortion import as_float64
 
 # %% ../../nbs/theory/05_lloyd_max.ipynb #cell-006
 _NODES, _WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(20))
@@ -87,7 +87,7 @@ class ScalarSource(NamedTuple):
     ) -> tuple[Tensor, Tensor, Tensor]:  # P, m (NaN where P is 0), V; (n,)
         """Probability, mean and spread (integral of squared distance from the mean) of the cells
         between `thresholds`."""
-        t = torch.as_tensor(thresholds, dtype=torch.float64)
+        t = as_float64(thresholds, "thresholds")
         if t.ndim != 1 or not (t.diff() >= 0).all() or t.isnan().any():
             raise ValueError(f"thresholds must be numbers in ascending order, got {t}")
         edges = torch.cat([self.edges, t.clamp(self.edges[0], self.edges[-1])]).unique()
@@ -129,8 +129,7 @@ def scalar_source(
     """A source from a density, as `vqvae.theory.shannon_bound.differential_entropy` takes it.
 
     Raises `ValueError` where `density` is negative, infinite or NaN, when its integral is not 1
-    within 1e-6, and when
-    its variance is infinite (or nearly: a tail like |x|⁻³)."""
+    within 1e-6, and when its variance is infinite (or nearly: a tail like |x|⁻³)."""
     if not low < high: raise ValueError(f"low must be below high, got {low} and {high}")
     if not all(low < b < high for b in breaks):
         raise ValueError(f"breaks must lie between low and high, got {list(breaks)} for {low} and "
@@ -142,7 +141,8 @@ def scalar_source(
         raise ValueError(f"density must integrate to 1, got {mass.sum().item():.7g}: check low and "
                          "high, and put breaks at narrow peaks")
     second = (mass * mean.square()).nan_to_num()
-    if math.isinf(low) and second[0] > 1e-9 * second.sum() or math.isinf(high) and second[-1] > 1e-9 * second.sum():
+    heavy = second > 1e-9 * second.sum()
+    if math.isinf(low) and heavy[0] or math.isinf(high) and heavy[-1]:
         raise ValueError("density must have a finite variance, and a tail that falls faster than "
                          "|x|⁻³")
     inside = mass.nonzero()[:, 0]
@@ -209,6 +209,7 @@ def _hessian(source: ScalarSource, levels: Tensor, mass: Tensor) -> tuple[np.nda
 def _solve(diagonal: np.ndarray, off: np.ndarray, right: np.ndarray) -> Tensor | None:
     "Solve the tridiagonal system; None where the matrix is not positive definite."
     bands = np.stack([np.r_[0.0, off], diagonal])[-len(diagonal):]  # one level has no neighbour
+    from scipy.linalg import LinAlgError, solveh_banded
     try: return torch.from_numpy(solveh_banded(bands, right))
     except LinAlgError: return None
 
@@ -233,15 +234,11 @@ def lloyd_max(
     and not a saddle.
 
     For a log-concave density (`source.log_concave`) it is the only stationary one, hence the
-    best; for others there
-    may be several, and this is one of them. Raises `TypeError` and `ValueError` unless `levels`
-    is a positive integer,
-    `RuntimeError` where the iteration does not settle. Source: Max 1960; Lloyd 1982;
-    uniqueness: Kieffer 1983."""
-    if not isinstance(levels, int):
-        raise TypeError(f"levels must be an integer, got {type(levels).__name__}")
-    check_positive(levels, "levels")
-    deviation = math.sqrt(source.variance)
+    best; for others there may be several, and this is one of them. Raises `TypeError` and
+    `ValueError` unless `levels` is a positive integer, `RuntimeError` where the iteration does
+    not settle. Source: Max 1960; Lloyd 1982; uniqueness: Kieffer 1983."""
+    levels = check_count(levels, "levels")
+    deviation, residual = math.sqrt(source.variance), math.inf
     c = _companded(source, levels)
     mass, mean, distortion = _state(source, c)
     for _ in range(500):
@@ -284,6 +281,7 @@ def _better(source: ScalarSource, levels: Tensor, mass: Tensor, mean: Tensor,
 def _least_curvature(diagonal: np.ndarray, off: np.ndarray, mass: Tensor) -> tuple[float, Tensor]:
     """Smallest eigenvalue of the Hessian in units of the probabilities, and its direction with
     largest entry 1."""
+    from scipy.linalg import eigh_tridiagonal
     root = mass.sqrt().numpy()
     if not root.all():
         raise RuntimeError(f"{(root == 0).sum()} of {len(root)} levels have no probability left")
