@@ -349,6 +349,46 @@ class _Session:
                     for name in ("loss", "perplexity", "dead_codes") if name in last]
         return ", ".join([f"step {self.trainer.step}", *measured])
 
+# %% ../../nbs/explorers/07_live_training.ipynb #session-panel-code
+class _SessionPanel(_Panel):
+    "Shows a training and keeps its controls in step with it."
+    _session: _Session
+
+    @property
+    def trainer(self) -> Trainer:
+        "What trains."
+        return self._session.trainer
+
+    @property
+    def model(self) -> VQVAE:
+        "What is trained."
+        return self._session.trainer.model
+
+    @property
+    def data(self) -> BaseDataset:
+        "What it is trained on."
+        return self._session.data
+
+    @property
+    def history(self) -> Any:
+        "A table of pandas with a row per measurement: step, split, metric, value."
+        return self.trainer.tracker.frame
+
+    def _options(self) -> dict[str, Any]:
+        "What the controls say, without those that have no effect."
+        used = self._session.used(self.controls["quantizer"].value)
+        return {name: control.value for name, control in self.controls.items() if name in used}
+
+    def _show(self) -> None:
+        "The last numbers and the picture."
+        self._say(self._session.summary())
+        self.image.value = _png(training_picture(self.trainer, self.data))
+
+    def _show_change(self) -> None:
+        "What a changed control means."
+        same = self._options() == self._session.options
+        self._say(self._session.summary() if same else "Run begins a new run with these choices.")
+
 # %% ../../nbs/explorers/07_live_training.ipynb #once-per-cell-code
 # by cell: its last execution, and what that made
 _MADE: dict[str, tuple[str, weakref.WeakSet]] = {}
@@ -388,7 +428,7 @@ def _check_own(model: Any, data: Any, choices: dict[str, Any]) -> None:
         raise ValueError(f"a model of your own leaves no choice of {sorted(extra)}")
 
 # %% ../../nbs/explorers/07_live_training.ipynb #live-training
-class LiveTraining(_Panel):
+class LiveTraining(_SessionPanel):
     "A training to run, stop and continue. `model`, `data` and `history` are there for Python."
 
     def __init__(
@@ -410,26 +450,6 @@ class LiveTraining(_Panel):
         super().__init__(_controls(choices), actions, self._changed)
         self.reset()
         _close_former(self)
-
-    @property
-    def trainer(self) -> Trainer:
-        "What trains."
-        return self._session.trainer
-
-    @property
-    def model(self) -> VQVAE:
-        "What is trained."
-        return self._session.trainer.model
-
-    @property
-    def data(self) -> BaseDataset:
-        "What it is trained on."
-        return self._session.data
-
-    @property
-    def history(self) -> Any:
-        "A table of pandas with a row per measurement: step, split, metric, value."
-        return self.trainer.tracker.frame
 
     @property
     def running(self) -> bool:
@@ -480,22 +500,12 @@ class LiveTraining(_Panel):
         if repeater is not None: repeater.stop()
         super().close()
 
-    def _options(self) -> dict[str, Any]:
-        "What the controls say, without those that have no effect."
-        used = self._session.used(self.controls["quantizer"].value)
-        return {name: control.value for name, control in self.controls.items() if name in used}
+    def _enable(self) -> None: self._enable_only(self._options(), self.running)
 
     def _changed(self, _: Any) -> None:
         self._enable()
-        same = self._options() == self._session.options
-        self._say(self._session.summary() if same else "Run begins a new run with these choices.")
+        self._show_change()
 
     def _ended(self, error: Exception | None) -> None:
         self._enable()
         if error: self._say(error)
-
-    def _enable(self) -> None: self._enable_only(self._options(), self.running)
-
-    def _show(self) -> None:
-        self._say(self._session.summary())
-        self.image.value = _png(training_picture(self.trainer, self.data))
