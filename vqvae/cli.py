@@ -272,16 +272,13 @@ def _initialize(model: Any, data: Any, options: Namespace) -> None:
 
 def _trainer(model: Any, options: Namespace, folder: Path) -> Any:
     "The trainer that the options describe: one process, whatever a cluster's variables say."
-    from lightning_fabric import Fabric
-    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
     from torch.optim import AdamW
 
-    from vqvae.training.trainer import Trainer
+    from vqvae.training.trainer import Trainer, default_fabric
 
-    fabric = Fabric(devices=1, precision=options.precision, plugins=[LightningEnvironment()])
     return Trainer(model, optimizer=lambda p: AdamW(p, lr=options.lr, weight_decay=0.0),
-                   weights=options.weights, clip_norm=options.clip_norm, fabric=fabric,
-                   folder=folder, seed=options.seed)
+                   weights=options.weights, clip_norm=options.clip_norm,
+                   fabric=default_fabric(options.precision), folder=folder, seed=options.seed)
 
 
 def _held_out(data: Any) -> str:

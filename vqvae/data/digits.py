@@ -21,6 +21,12 @@ class DigitsDataset(InMemoryDataset):
         test_fraction: float = 0.2,  # share of the images held out, in (0, 1)
         seed: int = 0,  # which images are held out
     ):
+        """scikit-learn's bundled digits: 1,797 images (1, 8, 8) with values in [0, 1].
+
+        Args:
+            test_fraction: share of the images held out, in (0, 1)
+            seed: which images are held out
+        """
         from sklearn.datasets import load_digits
         digits: Any = load_digits()
         images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16

@@ -31,6 +31,12 @@ def find_images(
     """The image files below a folder, without those whose name begins with a dot.
 
     Raises `ValueError` when there are none, `OSError` for an unreadable folder.
+
+    Args:
+        folder: searched with all folders below it; links to folders are not followed
+
+    Returns:
+        sorted by path
     """
     folder, files = Path(folder), []
     if not folder.is_dir():
@@ -95,6 +101,14 @@ def read_image(
     """Read one image, scale it and cut its middle.
 
     Raises `OSError`, `ValueError` or what else Pillow raises when the file cannot be read.
+
+    Args:
+        file: any format that Pillow reads
+        image_size: height and width of the result, in pixels
+        color: three channels, or one: luma
+
+    Returns:
+        (channels, height, width), uint8
     """
     from PIL import Image, ImageOps
     height, width = _height_and_width(image_size)
@@ -124,7 +138,17 @@ def read_images(
     color: bool = True,  # three channels, or one: luma
     skip_unreadable: bool = False,  # warn about files that cannot be read instead of raising
 ) -> tuple[Tensor, list[Path]]:  # images (N, channels, height, width), uint8; their files
-    "Read images of any size at one size. Raises `ValueError` that names every unreadable file."
+    """Read images of any size at one size. Raises `ValueError` that names every unreadable file.
+
+    Args:
+        files: image files
+        image_size: height and width, in pixels
+        color: three channels, or one: luma
+        skip_unreadable: warn about files that cannot be read instead of raising
+
+    Returns:
+        images (N, channels, height, width), uint8; their files
+    """
     size = _height_and_width(image_size)
     images = torch.empty(len(files), 3 if color else 1, *size, dtype=torch.uint8)
     read, bad = [], []
@@ -163,6 +187,17 @@ class ImageFolderDataset(InMemoryDataset):
         skip_unreadable: bool = False,  # warn about files that cannot be read instead of raising
         seed: int = 0,  # which files are held out
     ):
+        """All images below a folder at one size, values in [0, 1], read at construction; a seeded
+        share is held out.
+
+        Args:
+            folder: searched with all folders below it
+            image_size: height and width, in pixels
+            color: three channels, or one: luma
+            test_fraction: share of the files held out, in (0, 1)
+            skip_unreadable: warn about files that cannot be read instead of raising
+            seed: which files are held out
+        """
         images, files = read_images(find_images(folder), image_size, color, skip_unreadable)
         rows = split_rows(len(images), test_fraction, seed)
         train, test = (images[part].float().div_(255) for part in rows)

@@ -23,6 +23,13 @@ def linear_gaussian_spectrum(
     """Eigenvalues and leading k eigenvectors of the covariance, from the singular values of `A`.
 
     Both as `A` in dtype and device; computed in float64 on the CPU, as some devices have none.
+
+    Args:
+        A: mixing matrix, (d, k) with k <= d
+        sigma_noise: standard deviation of the noise, per coordinate
+
+    Returns:
+        eigenvalues of A Aᵀ + σ² I, (d,), descending; U_k, (d, k)
     """
     U, s, _ = torch.linalg.svd(A.cpu().double(), full_matrices=False)
     # the largest entry of each column is positive
@@ -48,6 +55,16 @@ class GaussianDataset(InMemoryDataset):
         # number of test samples; None: a fifth of n_samples, at least one
         n_test: int | None = None,
     ):
+        """Samples of x = Ay + w whose covariance is known.
+
+        Args:
+            d: dimension of a sample
+            k: dimension of the hidden signal, at most d
+            sigma_noise: standard deviation of the noise, per coordinate
+            n_samples: number of training samples
+            seed: of the matrix and of all samples
+            n_test: number of test samples; None: a fifth of n_samples, at least one
+        """
         self.d, self.k = check_count(d, "d"), check_count(k, "k")
         if self.k > self.d: raise ValueError(f"k must be at most d={d}, got k={k}")
         if not (math.isfinite(sigma_noise) and sigma_noise >= 0):
@@ -81,6 +98,14 @@ class GaussianDataset(InMemoryDataset):
         """What a codebook is initialized from.
 
         Raises `ValueError` when there are fewer than `n` samples.
+
+        Args:
+            n: training samples to use
+            encoder: (B, d) -> (B, *grid, dim); None: x -> U_kᵀ x
+            seed: which samples
+
+        Returns:
+            latents, (n, k) without an encoder
         """
         if encoder is None: encoder = lambda x: x @ self.U_k.to(x)
         return super().get_initialization_batch(n, encoder, seed)

@@ -20,7 +20,14 @@ TEST_COLUMNS = 128  # the right fifth of each photograph
 def load_photographs(
     color: bool,  # three channels, or one: luma
 ) -> Tensor:  # (2, channels, 427, 640), values in [0, 1]
-    "scikit-learn's two bundled photographs."
+    """scikit-learn's two bundled photographs.
+
+    Args:
+        color: three channels, or one: luma
+
+    Returns:
+        (2, channels, 427, 640), values in [0, 1]
+    """
     from sklearn.datasets import load_sample_image
     images = torch.stack([torch.from_numpy(load_sample_image(name).copy()) for name in PHOTOGRAPHS])
     images = images.permute(0, 3, 1, 2).float() / 255
@@ -37,6 +44,15 @@ def draw_patches(
     """Cut different patches at random; their places are image, row and column.
 
     Raises `ValueError` when they do not fit or there are fewer than `n`.
+
+    Args:
+        images: (N, channels, H, W)
+        patch_size: height and width of a patch, in pixels
+        n: number of patches
+        generator: decides which
+
+    Returns:
+        patches, (n, channels, patch_size, patch_size); places, (n, 3)
     """
     if not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
@@ -71,6 +87,16 @@ class ImagePatchDataset(InMemoryDataset):
         color: bool = False,  # three channels instead of one
         seed: int = 0,  # which patches
     ):
+        """Patches of two photographs with values in [0, 1]; training and test patches come from
+        regions that share no pixel.
+
+        Args:
+            patch_size: height and width, in pixels, at most 128
+            n_train: number of training patches
+            n_test: number of test patches
+            color: three channels instead of one
+            seed: which patches
+        """
         n_train, n_test = check_count(n_train, "n_train"), check_count(n_test, "n_test")
         images = load_photographs(color)
         border = images.shape[-1] - TEST_COLUMNS

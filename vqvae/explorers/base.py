@@ -27,7 +27,14 @@ except ImportError as error:
 def explorer_source(
     name: str,  # of the JavaScript file beside this module, without its ending
 ) -> str:  # one ES module
-    "The JavaScript of an explorer, with what all of them share in front."
+    """The JavaScript of an explorer, with what all of them share in front.
+
+    Args:
+        name: of the JavaScript file beside this module, without its ending
+
+    Returns:
+        one ES module
+    """
     folder = files("vqvae.explorers")
     return "\n".join((folder / f"{part}.js").read_text(encoding="utf-8")
                      for part in ("shared", name))
@@ -41,6 +48,14 @@ def finite_array(
     """Numbers from Python, NumPy or PyTorch as an array.
 
     Raises `ValueError` if it is empty, not finite, or has another number of axes.
+
+    Args:
+        value: an array, a tensor or a list of numbers
+        axes: how many it must have
+        name: how the message calls it
+
+    Returns:
+        float64, a copy that cannot be written to
     """
     # NumPy has no bfloat16, and some devices have no float64
     if isinstance(value, Tensor): value = value.detach().cpu().double().numpy()
@@ -63,6 +78,13 @@ class Array(traitlets.TraitType):
         axes: int,  # how many it must have
         **kwargs: Any,  # for `traitlets.TraitType`
     ):
+        """A float64 array with a fixed number of axes, shared with JavaScript as nested lists.
+
+        Args:
+            default: what it holds at first
+            axes: how many it must have
+            kwargs: for `traitlets.TraitType`
+        """
         self.axes = axes
         super().__init__(finite_array(default, axes, "the default"), **kwargs)
         self.tag(sync=True, to_json=lambda value, _: np.round(value, 12).tolist(),

@@ -24,7 +24,15 @@ def plane_sources(
     seed: int = 0,  # which samples
 ) -> dict[str, list[list[float]]]:  # samples by name of the source, n pairs each
     """Samples in the plane: Gaussian, ring and mixture, drawn, and the digits in their principal
-    plane."""
+    plane.
+
+    Args:
+        n: samples of each
+        seed: which samples
+
+    Returns:
+        samples by name of the source, n pairs each
+    """
     from sklearn.datasets import load_digits
     from sklearn.decomposition import PCA
     n, generator = check_count(n, "n"), np.random.default_rng(seed)
@@ -71,6 +79,13 @@ class CodebookExplorer(Explorer):
         data: Any = None,  # samples of your own, (N, 2), within ±3.2: they become the source "own"
         **traits: Any,  # initial values of other traits
     ):
+        """Codewords to drag in the plane; `codebook` holds them as an array, (n, 2).
+
+        Args:
+            codebook: codewords to begin with, (n, 2); 16 rate–distortion codes when left out
+            data: samples of your own, (N, 2), within ±3.2: they become the source "own"
+            traits: initial values of other traits
+        """
         samples = plane_sources()
         if data is not None:
             own = finite_array(data, 2, "data")

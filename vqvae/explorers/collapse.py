@@ -37,7 +37,14 @@ from ..training.trainer import Trainer
 def load_recording(
     path: str | Path | None = None,  # a recording; the one of the package when left out
 ) -> dict[str, Any]:  # made, unit, steps, choices, runs
-    "Read a recording."
+    """Read a recording.
+
+    Args:
+        path: a recording; the one of the package when left out
+
+    Returns:
+        made, unit, steps, choices, runs
+    """
     file = files("vqvae.explorers") / "collapse.json" if path is None else Path(path)
     return json.loads(file.read_text(encoding="utf-8"))
 
@@ -57,6 +64,12 @@ class CollapseExplorer(Explorer):
         recording: dict[str, Any] | None = None,  # the one of the package when left out
         **traits: Any,  # initial values of other traits
     ):
+        """Two recorded trainings side by side.
+
+        Args:
+            recording: the one of the package when left out
+            traits: initial values of other traits
+        """
         if recording is None: recording = load_recording()
         else: traits = self._ends(recording) | traits
         super().__init__(recording=recording, **traits)
@@ -100,7 +113,19 @@ def collapse_trainer(
     codes: int = 32,  # codebook size
     seed: int = 0,  # of weights, codebook and the order of the data
 ) -> Trainer:  # that has not begun
-    "A linear VQ-VAE with latents in the plane, ready to be trained."
+    """A linear VQ-VAE with latents in the plane, ready to be trained.
+
+    Args:
+        initialization: uniform, k-means or rate–distortion
+        estimator: straight-through or rotation
+        revival: none or after 50 idle steps
+        data: images (1, 8, 8)
+        codes: codebook size
+        seed: of weights, codebook and the order of the data
+
+    Returns:
+        that has not begun
+    """
     encoder = LearnedLinearEncoder((1, 8, 8), 2, seed=seed)
     decoder = LearnedLinearDecoder(2, (1, 8, 8), seed=seed)
     after = CHOICES["revival"][revival]
@@ -128,7 +153,17 @@ def record_run(
     """Train and take a frame at each of `steps`; the trainer is left at the last of them.
 
     Positions are in thousandths. Raises `ValueError` for other latents and for steps that do
-    not rise or are past."""
+    not rise or are past.
+
+    Args:
+        trainer: of a model with one latent in the plane per sample
+        data: with a test split
+        steps: when to take a frame: training steps in rising order
+        shown: latents that are drawn
+
+    Returns:
+        per frame: codes, latents, counts, reconstruction, codebook
+    """
     run = {name: [] for name in ("codes", "latents", "counts", "reconstruction", "codebook")}
     if list(steps) != sorted(set(steps)) or min(steps, default=-1) < trainer.step:
         raise ValueError(f"steps must rise from {trainer.step} or later, got {list(steps)}")
@@ -160,6 +195,10 @@ def record_collapse(
     """Train all combinations of `CHOICES` on the digits and write the recording.
 
     An error leaves the file as it was.
+
+    Args:
+        path: JSON file to write
+        seed: of every run
     """
     data, threads = DigitsDataset(), torch.get_num_threads()
     torch.set_num_threads(1)  # sums in the same order on every machine

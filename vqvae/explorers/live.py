@@ -115,7 +115,16 @@ def live_trainer(
     options: dict[str, Any],
     data: BaseDataset,  # samples, (d,) or images
 ) -> Trainer:  # that has not begun
-    "Compose a model with latents in the plane; raises `ValueError` for components that do not fit."
+    """Compose a model with latents in the plane; raises `ValueError` for components that do not
+    fit.
+
+    Args:
+        options: names from `CHOICES` for what the quantizer uses; codes, lr and seed as numbers
+        data: samples, (d,) or images
+
+    Returns:
+        that has not begun
+    """
     encoder, decoder = _coder(options, data.sample_shape)
     quantizer = CHOICES["quantizer"][options["quantizer"]](options)
     if "initialization" in USED[options["quantizer"]]:
@@ -135,7 +144,15 @@ def training_picture(
     trainer: Trainer,  # of a model with latents of at least two dimensions
     data: BaseDataset,  # whose held-out samples are shown
 ) -> Any:  # a figure of Matplotlib
-    "Codebook and latents, perplexity, reconstruction loss."
+    """Codebook and latents, perplexity, reconstruction loss.
+
+    Args:
+        trainer: of a model with latents of at least two dimensions
+        data: whose held-out samples are shown
+
+    Returns:
+        a figure of Matplotlib
+    """
     from matplotlib.figure import Figure
 
     from vqvae.evaluation.figures import plot_codebook
@@ -182,6 +199,13 @@ class Repeater:
         step: Callable[[], None],  # takes well under a second
         ended: Callable[[Exception | None], None],  # told once, with the error if there was one
     ):
+        """Calls `step` again and again on an event loop, until it is stopped or `step` raises;
+        then `ended(error)`. Any thread may start and stop it.
+
+        Args:
+            step: takes well under a second
+            ended: told once, with the error if there was one
+        """
         self.step, self.ended = step, ended
         self.lock = threading.RLock()  # held during a step
         self._run: object | None = None  # the run that is wanted
@@ -328,7 +352,7 @@ class _Session:
     def begin(self, options: dict[str, Any]) -> None:
         "Build and measure; raises `ValueError` for parts that do not fit, and is then as before."
         trainer, data = self._built(options)
-        if getattr(data, "test", None) is not None:
+        if "test" in data.splits:
             trainer.tracker.log(0, "test", **trainer.evaluate(data))
         self.trainer, self.data, self.options = trainer, data, options
 
@@ -440,6 +464,16 @@ class LiveTraining(_SessionPanel):
         batch_size: int = 64,  # samples per step
         **choices: Any,  # what the controls begin with, for example codes=64, estimator="rotation"
     ):
+        """A training to run, stop and continue. `model`, `data` and `history` are there for
+        Python.
+
+        Args:
+            model: train this one instead of choosing components
+            data: its samples; without a model, a name from `CHOICES`
+            every: training steps between two pictures
+            batch_size: samples per step
+            choices: what the controls begin with, for example codes=64, estimator="rotation"
+        """
         if isinstance(data, str) and model is None: choices, data = {"data": data, **choices}, None
         _check_own(model, data, choices)
         self.every = check_count(every, "every")
@@ -470,7 +504,11 @@ class LiveTraining(_SessionPanel):
         self,
         steps: int | None = None,  # how many; `every` when left out
     ) -> None:
-        "Train and draw. Needs neither browser nor event loop."
+        """Train and draw. Needs neither browser nor event loop.
+
+        Args:
+            steps: how many; `every` when left out
+        """
         steps = self.every if steps is None else check_count(steps, "steps")
         with self._repeater.lock:
             self.trainer.fit(self.data, steps=self.trainer.step + steps, batch_size=self.batch_size,

@@ -19,7 +19,15 @@ from .rate_distortion import as_float64, check_nonnegative
 # %% ../../nbs/theory/03_blahut_arimoto.ipynb #cell-006
 class BlahutArimoto(NamedTuple):
     """A point near the rate-distortion curve: the curve at `distortion` lies within [rate - gap,
-    rate]."""
+    rate].
+
+    Attributes:
+        rate: bits per symbol, of the channel below
+        distortion: mean distortion of that channel
+        gap: at most so many bits above R(D)
+        channel: probability of each output given each symbol, (m, n)
+        output: probability of each output, (n,)
+    """
     rate: Tensor  # bits per symbol, of the channel below
     distortion: Tensor  # mean distortion of that channel
     gap: Tensor  # at most so many bits above R(D)
@@ -57,7 +65,18 @@ def blahut_arimoto(
 
     Raises `ValueError` for bad probabilities, shapes and numbers, `RuntimeError` when the gap
     stays above `tolerance`.
-    Source: Blahut 1972; step length from Salakhutdinov and Roweis 2003."""
+    Source: Blahut 1972; step length from Salakhutdinov and Roweis 2003.
+
+    Args:
+        probabilities: p, of the source's symbols, (m,)
+        distortions: d, cost of reproducing symbol i as output j, any real numbers, (m, n)
+        slope: β = -dR/dD > 0, bits per unit of distortion
+        tolerance: stop when the duality gap is at most so many bits
+        max_iterations: give up after so many steps
+
+    Returns:
+        rate, distortion, gap, channel, output; float64
+    """
     p, d = _problem(probabilities, distortions)
     slope, tolerance = check_positive(slope, "slope"), check_positive(tolerance, "tolerance")
     max_iterations = check_count(max_iterations, "max_iterations")
@@ -105,7 +124,17 @@ def grid_source(
     """A density as a discrete source on an even grid.
 
     Raises `ValueError` where the density is negative or NaN, and unless the cells hold 1 within
-    1e-3."""
+    1e-3.
+
+    Args:
+        density: p(x) for a float64 tensor of numbers
+        low: left end of the grid
+        high: right end
+        points: how many cells; their centres are the symbols
+
+    Returns:
+        centres (points,) and probabilities (points,), float64
+    """
     points = check_count(points, "points")
     if not -math.inf < low < high < math.inf:
         raise ValueError(f"low and high must be finite and in order, got {low} and {high}")
@@ -125,7 +154,15 @@ def squared_error(
     x: Tensor | list,  # symbols, (m,) numbers or (m, k) vectors
     y: Tensor | list,  # outputs, (n,) or (n, k)
 ) -> Tensor:  # squared error per dimension, (m, n), float64
-    "The distortion matrix of squared error."
+    """The distortion matrix of squared error.
+
+    Args:
+        x: symbols, (m,) numbers or (m, k) vectors
+        y: outputs, (n,) or (n, k)
+
+    Returns:
+        squared error per dimension, (m, n), float64
+    """
     a, b = (check_finite(as_float64(points, "points"), "points") for points in (x, y))
     if a.ndim == 1 and b.ndim == 1: a, b = a[:, None], b[:, None]
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:

@@ -43,7 +43,15 @@ def uniform_threshold(
 ) -> ScalarQuantizer:  # its rate is its `entropy`
     """The quantizer with equal cells, one of them centred on the mean, and centroids as levels.
 
-    Raises `ValueError` for a step that is not positive or needs more than a million cells."""
+    Raises `ValueError` for a step that is not positive or needs more than a million cells.
+
+    Args:
+        source: density
+        step: Δ, width of the cells
+
+    Returns:
+        its rate is its `entropy`
+    """
     return _equal_cells(source, check_positive(step, "step"), _support(source))
 
 
@@ -79,6 +87,13 @@ def step_from_rate(
     """The step at which `uniform_threshold` has the entropy `rate`.
 
     Raises `ValueError` unless that is positive and takes at most a million cells.
+
+    Args:
+        source: density
+        rate: bits per sample, above 0
+
+    Returns:
+        Δ
     """
     check_positive(rate, "rate")
     start = math.sqrt(12 * source.variance) * 2.0**-rate
@@ -92,6 +107,13 @@ def step_from_distortion(
     """The step at which `uniform_threshold` has the given distortion.
 
     Raises `ValueError` outside of (0, variance).
+
+    Args:
+        source: density
+        distortion: mean squared error, above 0 and below the variance
+
+    Returns:
+        Δ
     """
     check_positive(distortion, "distortion")
     if not distortion < source.variance:
@@ -113,8 +135,19 @@ def entropy_constrained(
     """A scalar quantizer of small distortion + entropy / slope, by descent from equal cells: a
     local minimum.
 
-    Raises `ValueError` for numbers that are not positive, `RuntimeError` when it does not settle.
-    Source: Chou, Lookabaugh and Gray 1989."""
+    Raises `ValueError` for numbers that are not positive, `RuntimeError` when it does not
+    settle.
+    Source: Chou, Lookabaugh and Gray 1989.
+
+    Args:
+        source: density
+        slope: β = -dR/dD > 0, bits per unit of squared error
+        tolerance: stop when a step gains at most this share of distortion + entropy / slope
+        max_iterations: give up after so many steps
+
+    Returns:
+        its rate is its `entropy`
+    """
     slope, tolerance = check_positive(slope, "slope"), check_positive(tolerance, "tolerance")
     max_iterations = check_count(max_iterations, "max_iterations")
     q = uniform_threshold(source, math.sqrt(6 / (math.log(2) * slope)))
@@ -141,7 +174,13 @@ def _entropy_thresholds(levels: Tensor, lengths: Tensor, slope: float) -> Tensor
 
 # %% ../../nbs/theory/08_entropy_coded.ipynb #cell-021
 class TransformCode(NamedTuple):
-    "Components of a vector, quantized with one step and entropy-coded one by one."
+    """Components of a vector, quantized with one step and entropy-coded one by one.
+
+    Attributes:
+        step: Δ, the same for all
+        rates: bits of each component, (k,)
+        distortions: squared error of each component, (k,)
+    """
     step: float  # Δ, the same for all
     rates: Tensor  # bits of each component, (k,)
     distortions: Tensor  # squared error of each component, (k,)
@@ -166,6 +205,11 @@ def transform_coding(
     """Components coded with one step; a variance of 0 costs nothing.
 
     Raises `ValueError` for bad numbers.
+
+    Args:
+        variances: λ of the components, (k,)
+        step: Δ
+        source: shape of every component's density, at any variance; without it Gaussian
     """
     spectrum, source = check_spectrum(variances), source or gaussian_source()
     if spectrum.ndim != 1:
@@ -188,6 +232,11 @@ def transform_coding_from_rate(
     """`transform_coding` with the step at which the whole vector costs `rate` bits.
 
     Raises `ValueError` for bad numbers.
+
+    Args:
+        variances: λ of the components, (k,), not all 0
+        rate: total bits for the whole vector, above 0
+        source: shape of every component's density; without it Gaussian
     """
     spectrum, source = check_spectrum(variances), source or gaussian_source()
     rate = check_positive(rate, "rate")

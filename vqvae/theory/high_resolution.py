@@ -28,7 +28,16 @@ def bennett_distortion(
     the levels thin out faster than the source allows.
 
     Raises `ValueError` for `levels` below 1, and unless `point_density` holds 1 within 1e-6 on
-    the support."""
+    the support.
+
+    Args:
+        source: the density p
+        point_density: λ(x), share of the levels per unit of length; integrates to 1
+        levels: n, any shape
+
+    Returns:
+        D for many levels, float64
+    """
     held = source.integral(lambda x, p: point_density(x)).item()
     if not abs(held - 1) < 1e-6:
         raise ValueError(f"point_density must integrate to 1 on the support, got {held:.7g}")
@@ -50,6 +59,13 @@ def density_norm(
     """‖f‖ with exponent k / (k + 2) of the density of `dim` independent copies of `source`.
 
     Source: Zador 1982.
+
+    Args:
+        source: the density p
+        dim: k, independent copies
+
+    Returns:
+        (), squared unit of the source
     """
     dim = check_count(dim, "dim")
     return source.integral(lambda x, p: p ** (dim / (dim + 2))) ** (dim + 2)
@@ -59,7 +75,15 @@ def panter_dite(
     source: ScalarSource,  # density
     levels: Tensor | int,  # n, any shape
 ) -> Tensor:  # D for many levels, float64
-    "The least distortion of a scalar quantizer with many levels. Source: Panter and Dite 1951."
+    """The least distortion of a scalar quantizer with many levels. Source: Panter and Dite 1951.
+
+    Args:
+        source: density
+        levels: n, any shape
+
+    Returns:
+        D for many levels, float64
+    """
     return density_norm(source) / (12 * _size(levels, "levels").square())
 
 # %% ../../nbs/theory/06_high_resolution.ipynb #cell-015
@@ -69,6 +93,9 @@ def sphere_bound(
     """No cell in `dim` dimensions has a smaller normalized second moment than the ball.
 
     Source: Zador 1982.
+
+    Args:
+        dim: k
     """
     dim = check_count(dim, "dim")
     return math.exp(2 / dim * math.lgamma(dim / 2 + 1)) / ((dim + 2) * math.pi)
@@ -80,6 +107,9 @@ def zador_bound(
     """Random codes at the best density reach this constant: an upper bound on G_k.
 
     Source: Zador 1982.
+
+    Args:
+        dim: k
     """
     dim = check_count(dim, "dim")
     return math.exp(2 / dim * math.lgamma(dim / 2 + 1) + math.lgamma(1 + 2 / dim)) / (dim * math.pi)
@@ -109,7 +139,17 @@ def zador_distortion(
 
     An asymptotic law, not a bound: at low rates it may lie above the variance or below R(D).
     Raises `ValueError` for a size below 1, variances and constants that are not positive.
-    Source: Zador 1982."""
+    Source: Zador 1982.
+
+    Args:
+        codebook_size: n, any shape (...)
+        variances: λ, eigenvalues of a Gaussian's covariance, (..., k), all positive
+        constant: G_k; without it the sphere bound, below which no codebook gets at high
+            resolution
+
+    Returns:
+        squared error per dimension for many codes, float64
+    """
     spectrum = check_spectrum(variances)
     if not (spectrum > 0).all():
         raise ValueError(f"variances must be positive, got {spectrum.min().item():g}: leave such "

@@ -23,7 +23,14 @@ from .high_resolution import LATTICE_CONSTANTS
 def nearest_integers(
     x: Tensor,  # points, (..., k)
 ) -> Tensor:  # the nearest point of Z^k, (..., k)
-    "Round every coordinate, halves upwards."
+    """Round every coordinate, halves upwards.
+
+    Args:
+        x: points, (..., k)
+
+    Returns:
+        the nearest point of Z^k, (..., k)
+    """
     below = x.floor()
     return below + (x - below >= 0.5).to(x.dtype)
 
@@ -34,6 +41,12 @@ def nearest_checkerboard(
     """The nearest integer point of even sum; the first of equally bad coordinates moves.
 
     Source: Conway and Sloane 1982.
+
+    Args:
+        x: points, (..., k)
+
+    Returns:
+        the nearest point of D_k, (..., k)
     """
     near = nearest_integers(x)
     error = x - near
@@ -55,6 +68,12 @@ def nearest_hexagonal(
     """The nearest point of the hexagonal lattice with (1, 0) and (1/2, √3/2).
 
     Source: Conway and Sloane 1982.
+
+    Args:
+        x: points, (..., 2)
+
+    Returns:
+        the nearest point of A2, (..., 2)
     """
     sides = x.new_tensor([1.0, math.sqrt(3)])
     middle = sides / 2
@@ -68,6 +87,12 @@ def nearest_e8(
     """The nearest point of D8 or of D8 + 1/2.
 
     Raises `ValueError` for points of another dimension. Source: Conway and Sloane 1982.
+
+    Args:
+        x: points, (..., 8)
+
+    Returns:
+        the nearest point of E8, (..., 8)
     """
     if x.shape[-1] != 8:
         raise ValueError(f"x must have 8 values on its last axis, got shape {tuple(x.shape)}")
@@ -76,7 +101,15 @@ def nearest_e8(
 # %% ../../nbs/theory/07_lattices.ipynb #cell-015
 @dataclass(frozen=True)
 class Lattice:
-    "A lattice with its exact nearest-point decoder."
+    """A lattice with its exact nearest-point decoder.
+
+    Attributes:
+        name: as in the literature
+        generator: basis vectors in rows, (k, k), float64
+        decoder: (..., k) -> (..., k)
+        second_moment: G, mean squared error per dimension of a cell scaled to volume 1, in
+            closed form
+    """
     name: str  # as in the literature
     generator: Tensor  # basis vectors in rows, (k, k), float64
     decoder: Callable[[Tensor], Tensor]  # (..., k) -> (..., k)
@@ -100,6 +133,12 @@ class Lattice:
         """The nearest lattice point, ties always decided alike.
 
         Raises `ValueError` for a wrong shape and NaN.
+
+        Args:
+            x: points, (..., k)
+
+        Returns:
+            nearest lattice points, (..., k), float64
         """
         return self.decoder(check_last_dim(x, self.dim, "x").cpu().double())
 
@@ -110,6 +149,12 @@ class Lattice:
         """The integers b with points = b @ generator.
 
         Raises `ValueError` for points that are not in the lattice.
+
+        Args:
+            points: lattice points, (..., k)
+
+        Returns:
+            (..., k), int64
         """
         points = check_last_dim(points, self.dim, "points").cpu().double()
         real = points @ torch.linalg.inv(self.generator)
@@ -124,7 +169,15 @@ class Lattice:
         n: int,  # number of points
         generator: torch.Generator,  # randomness
     ) -> Tensor:  # (n, k), float64
-        "Points spread evenly over the cell around 0: uniform ones modulo the lattice."
+        """Points spread evenly over the cell around 0: uniform ones modulo the lattice.
+
+        Args:
+            n: number of points
+            generator: randomness
+
+        Returns:
+            (n, k), float64
+        """
         if not isinstance(generator, torch.Generator):
             raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
         n = check_count(n, "n")
@@ -135,7 +188,11 @@ class Lattice:
 def integer_lattice(
     dim: int,  # k
 ) -> Lattice:
-    "Z^k, cells are cubes."
+    """Z^k, cells are cubes.
+
+    Args:
+        dim: k
+    """
     dim = check_count(dim, "dim")
     return Lattice(f"Z{dim}", torch.eye(dim, dtype=torch.float64), nearest_integers, 1 / 12)
 
@@ -149,7 +206,11 @@ def hexagonal_lattice() -> Lattice:
 def checkerboard_lattice(
     dim: int = 4,  # k, at least 2
 ) -> Lattice:
-    "D_k; raises `ValueError` for `dim` below 2."
+    """D_k; raises `ValueError` for `dim` below 2.
+
+    Args:
+        dim: k, at least 2
+    """
     dim = check_count(dim, "dim", least=2)
     basis = torch.eye(dim, dtype=torch.float64) - torch.eye(dim, dtype=torch.float64).roll(1, 1)
     basis[-1] = 0
@@ -173,6 +234,12 @@ def measure_second_moment(
     """Monte-Carlo estimate of the normalized second moment, from the decoder alone.
 
     Raises `ValueError` for less than two samples.
+
+    Args:
+        samples: points in the cell
+
+    Returns:
+        G and the half width of a 99 % interval
     """
     samples = check_count(samples, "samples", least=2)
     generator = torch.Generator().manual_seed(check_count(seed, "seed", least=0))
@@ -182,7 +249,14 @@ def measure_second_moment(
 
 # %% ../../nbs/theory/07_lattices.ipynb #cell-027
 class EntropyCodedLattice(NamedTuple):
-    "A lattice used on N(0, I) with entropy coding, by Monte-Carlo."
+    """A lattice used on N(0, I) with entropy coding, by Monte-Carlo.
+
+    Attributes:
+        rate: bits per dimension
+        distortion: squared error per dimension
+        gap: rate less R(D) = -½ log₂ D, bits per dimension
+        gap_error: half width of a 99 % interval for the gap
+    """
     rate: float  # bits per dimension
     distortion: float  # squared error per dimension
     gap: float  # rate less R(D) = -½ log₂ D, bits per dimension
@@ -199,7 +273,11 @@ def entropy_coded_lattice(
 
     A cell's probability is a mean of the density over 1024 points of the cell, fresh in each
     block; its logarithm is corrected to first order. Raises `ValueError` unless `scale` is
-    positive."""
+    positive.
+
+    Args:
+        scale: factor on the lattice
+    """
     check_positive(scale, "scale")
     g = torch.Generator().manual_seed(check_count(seed, "seed", least=0))
     x = torch.randn(32, 256, lattice.dim, generator=g, dtype=torch.float64)

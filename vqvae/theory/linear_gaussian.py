@@ -24,7 +24,13 @@ from vqvae.theory.rate_distortion import (
 # %% ../../nbs/theory/04_linear_gaussian.ipynb #cell-006
 class RemoteSource(NamedTuple):
     """A Gaussian target of `dim` dimensions as far as an encoder sees it: what is lost, and the
-    spectrum of what is not."""
+    spectrum of what is not.
+
+    Attributes:
+        floor: squared error per dimension of the target that no rate removes, ()
+        variances: eigenvalues of the covariance of the conditional mean, (m,)
+        dim: dimensions of the target, over which errors are averaged
+    """
     floor: Tensor  # squared error per dimension of the target that no rate removes, ()
     variances: Tensor  # eigenvalues of the covariance of the conditional mean, (m,)
     dim: int  # dimensions of the target, over which errors are averaged
@@ -55,7 +61,16 @@ def remote_source(
 
     Raises `ValueError` for shapes that do not fit, asymmetric matrices, NaN, and covariances
     that no pair can have.
-    Source: Dobrushin and Tsybakov 1962; Wolf and Ziv 1970."""
+    Source: Dobrushin and Tsybakov 1962; Wolf and Ziv 1970.
+
+    Args:
+        observation: covariance of what the encoder sees, (m, m)
+        cross: covariance of the target with it, (dim, m)
+        target: covariance of the target, (dim, dim)
+
+    Returns:
+        its spectrum has min(m, dim) entries
+    """
     observation = check_finite(as_float64(observation, "observation"), "observation")
     cross = check_finite(as_float64(cross, "cross"), "cross")
     target = check_finite(as_float64(target, "target"), "target")
@@ -88,6 +103,13 @@ def linear_gaussian_eigenvalues(
     """The spectrum of X = AY + W.
 
     Raises `ValueError` for a bad shape, NaN or a negative `sigma_noise`.
+
+    Args:
+        A: mixing matrix, (d, k)
+        sigma_noise: standard deviation of the noise, per coordinate
+
+    Returns:
+        eigenvalues of A Aᵀ + σ² I, descending, (d,), float64
     """
     signal = _signal(A, sigma_noise)
     return torch.nn.functional.pad(signal, (0, A.shape[0] - len(signal))) + sigma_noise**2
@@ -109,7 +131,15 @@ def pca_source(
 ) -> RemoteSource:  # the target is the whole vector
     """The limit of coding a Gaussian vector through its first principal components.
 
-    Raises `ValueError` for a bad spectrum and unless 1 <= n_components <= d."""
+    Raises `ValueError` for a bad spectrum and unless 1 <= n_components <= d.
+
+    Args:
+        eigenvalues: of the covariance of the whole vector, in any order, (d,)
+        n_components: how many principal components the encoder keeps; None: all
+
+    Returns:
+        the target is the whole vector
+    """
     ordered = check_spectrum(eigenvalues, "eigenvalues").sort(descending=True).values
     if ordered.ndim != 1:
         raise ValueError(f"eigenvalues must have shape (d,), got {tuple(ordered.shape)}")
@@ -126,7 +156,15 @@ def noiseless_source(
     """The limit of reconstructing the signal AY when the encoder sees X = AY + W.
 
     Raises like `linear_gaussian_eigenvalues`. Source: Dobrushin and Tsybakov 1962; Wolf and Ziv
-    1970."""
+    1970.
+
+    Args:
+        A: mixing matrix, (d, k)
+        sigma_noise: standard deviation of the noise, per coordinate
+
+    Returns:
+        the target is AY, of d dimensions; its spectrum has min(d, k) entries
+    """
     signal = _signal(A, sigma_noise)
     share = torch.where(signal > 0, signal / (signal + sigma_noise**2).where(signal > 0, 1.0), 0.0)
     return RemoteSource(((1 - share) * signal).sum() / A.shape[0], share * signal, A.shape[0])

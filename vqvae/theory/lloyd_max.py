@@ -74,6 +74,10 @@ class ScalarSource(NamedTuple):
     """A density on an interval or the line, ready for quadrature.
 
     Made by `scalar_source` and its built-in cases.
+
+    Attributes:
+        density: p(x)
+        edges: ends of the panels, float64, ascending
     """
     density: Callable[[Tensor], Tensor]  # p(x)
     edges: Tensor  # ends of the panels, float64, ascending
@@ -86,7 +90,14 @@ class ScalarSource(NamedTuple):
         thresholds: Tensor | Sequence[float],
     ) -> tuple[Tensor, Tensor, Tensor]:  # P, m (NaN where P is 0), V; (n,)
         """Probability, mean and spread (integral of squared distance from the mean) of the cells
-        between `thresholds`."""
+        between `thresholds`.
+
+        Args:
+            thresholds: (n - 1,), ascending; the outer cells reach to the ends of the support
+
+        Returns:
+            P, m (NaN where P is 0), V; (n,)
+        """
         t = as_float64(thresholds, "thresholds")
         if t.ndim != 1 or not (t.diff() >= 0).all() or t.isnan().any():
             raise ValueError(f"thresholds must be numbers in ascending order, got {t}")
@@ -104,7 +115,14 @@ class ScalarSource(NamedTuple):
         self,
         function: Callable[[Tensor, Tensor], Tensor],  # of x and p(x), elementwise
     ) -> Tensor:  # ()
-        "The integral of `function(x, p(x))` over the support."
+        """The integral of `function(x, p(x))` over the support.
+
+        Args:
+            function: of x and p(x), elementwise
+
+        Returns:
+            ()
+        """
         x, w, p = _quadrature(self.density, torch.stack([self.edges[:-1], self.edges[1:]], 1))
         return (w * function(x, p)).sum()
 
@@ -129,7 +147,14 @@ def scalar_source(
     """A source from a density, as `vqvae.theory.shannon_bound.differential_entropy` takes it.
 
     Raises `ValueError` where `density` is negative, infinite or NaN, when its integral is not 1
-    within 1e-6, and when its variance is infinite (or nearly: a tail like |x|⁻³)."""
+    within 1e-6, and when its variance is infinite (or nearly: a tail like |x|⁻³).
+
+    Args:
+        density: p(x), elementwise for float64 tensors of any shape
+        low: where the support begins
+        high: where it ends
+        breaks: kinks, jumps and narrow peaks in between
+    """
     if not low < high: raise ValueError(f"low must be below high, got {low} and {high}")
     if not all(low < b < high for b in breaks):
         raise ValueError(f"breaks must lie between low and high, got {list(breaks)} for {low} and "
@@ -156,7 +181,11 @@ def scalar_source(
 def gaussian_source(
     variance: float = 1.0,  # σ²
 ) -> ScalarSource:
-    "The Gaussian density of mean 0."
+    """The Gaussian density of mean 0.
+
+    Args:
+        variance: σ²
+    """
     check_positive(variance, "variance")
     return scalar_source(lambda x: torch.exp(-x.square() / (2 * variance))
                          / math.sqrt(2 * math.pi * variance), breaks=[0.0])
@@ -165,7 +194,11 @@ def gaussian_source(
 def laplace_source(
     variance: float = 1.0,  # σ² = 2b² for the density exp(-|x|/b) / 2b
 ) -> ScalarSource:
-    "The Laplace density of mean 0."
+    """The Laplace density of mean 0.
+
+    Args:
+        variance: σ² = 2b² for the density exp(-|x|/b) / 2b
+    """
     b = math.sqrt(check_positive(variance, "variance") / 2)
     return scalar_source(lambda x: torch.exp(-x.abs() / b) / (2 * b), breaks=[0.0])
 
@@ -173,13 +206,24 @@ def laplace_source(
 def uniform_source(
     variance: float = 1.0,  # σ² = a²/12 for an interval of length a
 ) -> ScalarSource:
-    "The uniform density of mean 0."
+    """The uniform density of mean 0.
+
+    Args:
+        variance: σ² = a²/12 for an interval of length a
+    """
     half = math.sqrt(3 * check_positive(variance, "variance"))
     return scalar_source(lambda x: torch.full_like(x, 1 / (2 * half)), -half, half)
 
 # %% ../../nbs/theory/05_lloyd_max.ipynb #cell-018
 class ScalarQuantizer(NamedTuple):
-    "A scalar quantizer and what it does to its source."
+    """A scalar quantizer and what it does to its source.
+
+    Attributes:
+        levels: c, ascending, (n,)
+        thresholds: t, ascending, (n - 1,)
+        probabilities: of the levels, (n,)
+        distortion: mean squared error, ()
+    """
     levels: Tensor  # c, ascending, (n,)
     thresholds: Tensor  # t, ascending, (n - 1,)
     probabilities: Tensor  # of the levels, (n,)
@@ -236,7 +280,12 @@ def lloyd_max(
     For a log-concave density (`source.log_concave`) it is the only stationary one, hence the
     best; for others there may be several, and this is one of them. Raises `TypeError` and
     `ValueError` unless `levels` is a positive integer, `RuntimeError` where the iteration does
-    not settle. Source: Max 1960; Lloyd 1982; uniqueness: Kieffer 1983."""
+    not settle. Source: Max 1960; Lloyd 1982; uniqueness: Kieffer 1983.
+
+    Args:
+        source: density; `gaussian_source()`, `scalar_source(p, low, high)`, ...
+        levels: n, how many
+    """
     levels = check_count(levels, "levels")
     deviation, residual = math.sqrt(source.variance), math.inf
     c = _companded(source, levels)

@@ -152,7 +152,12 @@ def _distance_to_nearest(
 
 # %% ../../nbs/theory/09_random_coding.ipynb #cell-017
 class RandomCoding(NamedTuple):
-    "What a random codebook achieves."
+    """What a random codebook achieves.
+
+    Attributes:
+        distortion: squared error per dimension, float64
+        error: half width of a 99 % interval for it, float64; 0 where nothing is sampled
+    """
     distortion: Tensor  # squared error per dimension, float64
     error: Tensor  # half width of a 99 % interval for it, float64; 0 where nothing is sampled
 
@@ -194,7 +199,19 @@ def random_coding_distortion(
 
     Averaged over codebooks. By quadrature where all pairs (λ, v) with λ > 0 and v > 0 are
     equal; else the average over z is sampled. Raises `ValueError` for negative values, NaN,
-    infinite variances, more than 2^126 codes per component or 2^1000 in all."""
+    infinite variances, more than 2^126 codes per component or 2^1000 in all.
+
+    Args:
+        codebook_size: n, number of codes
+        variances: λ, variances of the source along some axes, (k,)
+        codebook_variances: v, variances of the codes along the same axes, (k,), (1,) or a
+            number
+        samples: points z, where they are sampled; a power of 2, at least 16
+        seed: of these points
+
+    Returns:
+        distortion and error, per dimension
+    """
     source = check_spectrum(variances)
     samples, seed = check_count(samples, "samples"), check_count(seed, "seed", least=0)
     if source.ndim != 1:
@@ -237,7 +254,12 @@ def _log_size(codebook_size: int) -> float:  # ln n
 
 # %% ../../nbs/theory/09_random_coding.ipynb #cell-028
 class BestVariance(NamedTuple):
-    "The best isotropic Gaussian codebook for a source N(0, I)."
+    """The best isotropic Gaussian codebook for a source N(0, I).
+
+    Attributes:
+        variance: v that minimizes the distortion
+        distortion: squared error per dimension at that v
+    """
     variance: float  # v that minimizes the distortion
     distortion: float  # squared error per dimension at that v
 
@@ -248,7 +270,15 @@ def best_codebook_variance(
 ) -> BestVariance:  # variance and distortion, for a source of variance 1
     """The variance of random Gaussian codes with the smallest expected distortion on N(0, I).
 
-    For a source N(0, λI) multiply both by λ. Raises `ValueError` for sizes below 1."""
+    For a source N(0, λI) multiply both by λ. Raises `ValueError` for sizes below 1.
+
+    Args:
+        codebook_size: n, number of codes
+        dim: k, dimensions of a code
+
+    Returns:
+        variance and distortion, for a source of variance 1
+    """
     from scipy.optimize import minimize_scalar
     dim = check_count(dim, "dim")
     if _log_size(codebook_size) == 0: return BestVariance(0.0, 1.0)
@@ -275,6 +305,13 @@ def codebook_variance_fit(
     """A formula for `best_codebook_variance`, fitted on this page.
 
     Raises `ValueError` for sizes below 1.
+
+    Args:
+        codebook_size: n, number of codes
+        dim: k, dimensions of a code
+
+    Returns:
+        v for a source of variance 1
     """
     dim = check_count(dim, "dim")
     if _log_size(codebook_size) == 0: return 0.0

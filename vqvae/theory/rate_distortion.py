@@ -19,7 +19,15 @@ def as_float64(
     value: Any,  # a number, a list of numbers, an array or a tensor on any device
     name: str,  # how the message calls it
 ) -> Tensor:  # the same numbers, float64, on the CPU
-    "Numbers in full precision. Raises `TypeError` or `ValueError` for anything else."
+    """Numbers in full precision. Raises `TypeError` or `ValueError` for anything else.
+
+    Args:
+        value: a number, a list of numbers, an array or a tensor on any device
+        name: how the message calls it
+
+    Returns:
+        the same numbers, float64, on the CPU
+    """
     if isinstance(value, Tensor): value = value.cpu()  # first: there may be no float64 there
     try: return torch.as_tensor(value, dtype=torch.float64)
     except (TypeError, ValueError) as error:
@@ -34,6 +42,14 @@ def check_nonnegative(
     """Return `value` as a float64 tensor.
 
     Raises `ValueError` when it is empty, negative, NaN or (if `finite`) infinite.
+
+    Args:
+        value: a number, a list of numbers, an array or a tensor; any shape
+        name: how the message calls it
+        finite: whether infinity is refused too
+
+    Returns:
+        the same numbers, float64
     """
     numbers = as_float64(value, name)
     check_finite(numbers if finite else numbers.nan_to_num(nan=torch.nan, posinf=0.0), name)
@@ -49,6 +65,13 @@ def check_spectrum(
     """Return `variances` as a float64 tensor.
 
     Raises `ValueError` unless there are some, finite and not negative.
+
+    Args:
+        variances: λ, numbers, (..., k)
+        name: how the message calls it
+
+    Returns:
+        the same, float64
     """
     numbers = check_nonnegative(variances, name, finite=True)
     if numbers.ndim == 0:
@@ -64,7 +87,15 @@ def gaussian_distortion(
     """The least mean squared error of a Gaussian variable at `rate` bits.
 
     Raises `ValueError` for negative values and NaN. Source: Cover and Thomas 2006, theorem
-    10.3.2."""
+    10.3.2.
+
+    Args:
+        rate: R, bits per sample, any shape
+        variance: σ², broadcasts with `rate`
+
+    Returns:
+        D(R), squared error per sample, float64
+    """
     share = torch.exp2(-2 * check_nonnegative(rate, "rate"))
     return check_nonnegative(variance, "variance", finite=True) * share
 
@@ -77,7 +108,15 @@ def gaussian_rate(
     where that is 0.
 
     Raises `ValueError` for negative values and NaN. Source: Cover and Thomas 2006, theorem
-    10.3.2."""
+    10.3.2.
+
+    Args:
+        distortion: D, squared error per sample, any shape
+        variance: σ², broadcasts with `distortion`
+
+    Returns:
+        R(D), bits per sample, float64
+    """
     D, v = torch.broadcast_tensors(check_nonnegative(distortion, "distortion"),
                                    check_nonnegative(variance, "variance", finite=True))
     coded = v > D  # elsewhere the mean is good enough, also where both are 0
@@ -94,7 +133,15 @@ def water_level(
 
     Exact: by sorting, without iteration. Leading axes of `variances` broadcast with `rate`.
     Raises `ValueError` for negative values, NaN, infinite variances. Source: Cover and Thomas
-    2006, theorem 10.3.3."""
+    2006, theorem 10.3.3.
+
+    Args:
+        variances: λ, eigenvalues of the covariance in any order, (..., k)
+        rate: R, total bits for the whole vector, (...) or a number
+
+    Returns:
+        θ, the squared error of every component that gets bits, (...), float64
+    """
     ordered = check_spectrum(variances).sort(-1, descending=True).values
     total = check_nonnegative(rate, "rate")[..., None]
     count = torch.arange(1, ordered.shape[-1] + 1, dtype=ordered.dtype)
@@ -111,7 +158,13 @@ def water_level(
 # %% ../../nbs/theory/01_rate_distortion.ipynb #cell-015
 class WaterFilling(NamedTuple):
     """The optimal description of a Gaussian vector, component by component, in the order the
-    variances were given."""
+    variances were given.
+
+    Attributes:
+        level: θ, (...)
+        rates: bits of each component, (..., k)
+        distortions: squared error of each component, (..., k)
+    """
     level: Tensor  # θ, (...)
     rates: Tensor  # bits of each component, (..., k)
     distortions: Tensor  # squared error of each component, (..., k)
@@ -141,7 +194,15 @@ def water_filling(
     is D(R) per dimension.
 
     A variance of 0 gets no bits at any rate; an infinite rate leaves no distortion. Raises like
-    `water_level`."""
+    `water_level`.
+
+    Args:
+        variances: λ, eigenvalues of the covariance in any order, (..., k)
+        rate: R, total bits for the whole vector, (...) or a number
+
+    Returns:
+        level (...), rates (..., k), distortions (..., k), float64
+    """
     return _fill(check_spectrum(variances), water_level(variances, rate))
 
 # %% ../../nbs/theory/01_rate_distortion.ipynb #cell-024
@@ -153,8 +214,17 @@ def water_level_from_distortion(
     """The water level at which the mean error is `distortion`; the largest variance when that
     needs no bits.
 
-    Exact: by sorting, without iteration. Leading axes of `variances` broadcast with `distortion`.
-    Raises `ValueError` for negative values, NaN, infinite variances."""
+    Exact: by sorting, without iteration. Leading axes of `variances` broadcast with
+    `distortion`.
+    Raises `ValueError` for negative values, NaN, infinite variances.
+
+    Args:
+        variances: λ, eigenvalues of the covariance in any order, (..., k)
+        distortion: D, squared error per dimension (the mean over components), (...) or a number
+
+    Returns:
+        θ, (...), float64
+    """
     ordered = check_spectrum(variances).sort(-1).values
     k = ordered.shape[-1]
     total = k * check_nonnegative(distortion, "distortion")[..., None]
@@ -178,5 +248,13 @@ def water_filling_from_distortion(
     D).total_rate` is R(D) in bits.
 
     A distortion above the mean variance costs no bits and is not used up. Raises like
-    `water_level_from_distortion`."""
+    `water_level_from_distortion`.
+
+    Args:
+        variances: λ, eigenvalues of the covariance in any order, (..., k)
+        distortion: D, squared error per dimension, (...) or a number
+
+    Returns:
+        level (...), rates (..., k), distortions (..., k), float64
+    """
     return _fill(check_spectrum(variances), water_level_from_distortion(variances, distortion))

@@ -21,7 +21,14 @@ from .rate_distortion import as_float64, check_nonnegative, check_spectrum
 def gaussian_entropy(
     variance: Tensor | float = 1.0,  # σ², any shape
 ) -> Tensor:  # h, bits, float64; -inf where the variance is 0
-    "Differential entropy of a Gaussian. Source: Cover and Thomas 2006, example 8.1.2."
+    """Differential entropy of a Gaussian. Source: Cover and Thomas 2006, example 8.1.2.
+
+    Args:
+        variance: σ², any shape
+
+    Returns:
+        h, bits, float64; -inf where the variance is 0
+    """
     variances = check_nonnegative(variance, "variance", finite=True)
     return 0.5 * torch.log2(2 * math.pi * math.e * variances)
 
@@ -29,7 +36,14 @@ def gaussian_entropy(
 def laplace_entropy(
     variance: Tensor | float = 1.0,  # σ² = 2b² for the density exp(-|x|/b) / 2b, any shape
 ) -> Tensor:  # h, bits, float64; -inf where the variance is 0
-    "Differential entropy of a Laplace density: log₂(2eb)."
+    """Differential entropy of a Laplace density: log₂(2eb).
+
+    Args:
+        variance: σ² = 2b² for the density exp(-|x|/b) / 2b, any shape
+
+    Returns:
+        h, bits, float64; -inf where the variance is 0
+    """
     return 0.5 * torch.log2(2 * math.e**2 * check_nonnegative(variance, "variance", finite=True))
 
 
@@ -39,6 +53,12 @@ def uniform_entropy(
     """Differential entropy of a uniform density: log₂ a.
 
     Source: Cover and Thomas 2006, example 8.1.1.
+
+    Args:
+        variance: σ² = a²/12 for an interval of length a, any shape
+
+    Returns:
+        h, bits, float64; -inf where the variance is 0
     """
     return 0.5 * torch.log2(12 * check_nonnegative(variance, "variance", finite=True))
 
@@ -53,7 +73,17 @@ def differential_entropy(
     """Differential entropy of a one-dimensional density, by adaptive quadrature.
 
     Raises `ValueError` where `density` is negative or NaN, and when its integral is not 1
-    within 1e-6."""
+    within 1e-6.
+
+    Args:
+        density: p(x) for float64 numbers x
+        low: where the support begins
+        high: where it ends
+        breaks: kinks, jumps and narrow peaks in between: integrated piece by piece
+
+    Returns:
+        h, bits, float64
+    """
     from scipy.integrate import quad
     def at(x: float) -> float:
         value = float(density(torch.tensor(x, dtype=torch.float64)))
@@ -91,8 +121,18 @@ def shannon_rate(
     """Shannon's lower bound on R(D) for squared error, 0 where it is negative; infinite at
     distortion 0.
 
-    A constant (entropy -inf) needs no bits. Raises `ValueError` for a negative distortion and NaN.
-    Source: Cover and Thomas 2006, problem 10.8; Linder and Zamir 1994."""
+    A constant (entropy -inf) needs no bits. Raises `ValueError` for a negative distortion and
+    NaN.
+    Source: Cover and Thomas 2006, problem 10.8; Linder and Zamir 1994.
+
+    Args:
+        distortion: D, squared error per dimension, any shape
+        entropy: h(X), bits for the whole vector, broadcasts with `distortion`
+        dim: k, dimensions of the vector
+
+    Returns:
+        at least so many bits for the whole vector, float64
+    """
     D, h = torch.broadcast_tensors(check_nonnegative(distortion, "distortion"),
                                    _entropy(entropy, dim))
     bits = h - 0.5 * dim * torch.log2(2 * math.pi * math.e * D)
@@ -107,6 +147,14 @@ def shannon_distortion(
     """Shannon's lower bound on D(R) for squared error: `shannon_rate` turned around.
 
     Raises `ValueError` like it.
+
+    Args:
+        rate: R, bits for the whole vector, any shape
+        entropy: h(X), bits for the whole vector, broadcasts with `rate`
+        dim: k, dimensions of the vector
+
+    Returns:
+        at least so much squared error per dimension, float64
     """
     bits, h = check_nonnegative(rate, "rate"), _entropy(entropy, dim)
     return torch.exp2(2 * (h - bits) / dim) / (2 * math.pi * math.e)
@@ -122,7 +170,16 @@ def mismatched_gaussian_rate(
 
     Infinite where no number of codes suffices: distortion 0, or v = 0 below the variance.
     Raises `ValueError` for negative values, NaN and infinite variances.
-    Source: Dembo and Kontoyiannis 2002; Lapidoth 1997."""
+    Source: Dembo and Kontoyiannis 2002; Lapidoth 1997.
+
+    Args:
+        distortion: D, squared error per sample, any shape
+        variance: σ² of the source, broadcasts
+        codebook_variance: v of the entries of the codes, broadcasts
+
+    Returns:
+        bits per sample, float64
+    """
     D, s, v = torch.broadcast_tensors(
         check_nonnegative(distortion, "distortion"),
         check_nonnegative(variance, "variance", finite=True),
@@ -142,8 +199,18 @@ def mismatched_gaussian_distortion(
 ) -> Tensor:  # D, squared error per dimension, (...), float64
     """Distortion that random codes from N(0, diag v) reach at `rate`, on long blocks of vectors.
 
-    Equals D(R) for v = (λ - θ)₊. Raises `ValueError` for negative values, NaN, infinite variances.
-    Source: Dembo and Kontoyiannis 2002."""
+    Equals D(R) for v = (λ - θ)₊. Raises `ValueError` for negative values, NaN, infinite
+    variances.
+    Source: Dembo and Kontoyiannis 2002.
+
+    Args:
+        variances: λ, variances of the source along some axes, (..., k)
+        codebook_variances: v, variances of the codes along the same axes, (..., k) or (..., 1)
+        rate: R, bits for the whole vector, (...) or a number
+
+    Returns:
+        D, squared error per dimension, (...), float64
+    """
     source = check_spectrum(variances)
     codes = code_variances(codebook_variances, source.shape[-1])
     source, codes = torch.broadcast_tensors(source, codes)
@@ -168,6 +235,13 @@ def code_variances(
     """Return the codebook's variances as float64.
 
     Raises `ValueError` where they do not fit the source's.
+
+    Args:
+        codebook_variances: v, numbers, (..., k), (..., 1) or one number
+        k: dimensions of the source
+
+    Returns:
+        (..., k) or (..., 1), float64
     """
     codes = check_nonnegative(codebook_variances, "codebook_variances", finite=True)
     codes = codes if codes.ndim else codes[None]
