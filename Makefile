@@ -20,10 +20,13 @@ help: ## this list
 study: .venv/core.stamp ## the main job: train the methods side by side, print the table, write CSV and figure
 	$(BIN)/vqvae study run first-look
 
-studies: .venv/core.stamp ## every study of the book; says which committed numbers moved
-	@for name in $$($(BIN)/vqvae study list | awk 'NR > 1 {print $$1}'); do \
+studies: .venv/core.stamp ## every study of the book with its time; says which committed numbers moved
+	@bad=; times=; \
+	for name in $$($(BIN)/vqvae study list | awk 'NR > 1 {print $$1}'); do \
+	  start=$$(date +%s); \
 	  $(BIN)/vqvae study run $$name && $(BIN)/vqvae study compare $$name $(RESULTS)/$$name.csv || bad="$$bad $$name"; \
-	done; echo; $(BIN)/vqvae study list || exit 1; \
+	  times="$$times $$name:$$(( ($$(date +%s) - start) / 60 ))min"; \
+	done; echo; $(BIN)/vqvae study list || exit 1; echo "Time:$$times"; \
 	if [ -z "$$bad" ]; then echo 'Every committed number is inside its interval.'; exit 0; fi; \
 	echo "Failed, or numbers moved:$$bad. The reasons stand above. To accept the new numbers of a study:"; \
 	for name in $$bad; do echo "  vqvae study run $$name --save $(RESULTS)/$$name.csv"; done; exit 1

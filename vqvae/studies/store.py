@@ -248,6 +248,7 @@ def code_note(
     one = [rows.attrs.get("code", "unknown")]
     codes = rows["code"].unique().tolist() if "code" in rows else one
     if codes == [study.code]: return f"Measured with code `{study.code}`, which is today's."
-    again = f"today's is `{study.code}`: `vqvae study run {study.name}` measures them anew."
+    command = rows.attrs.get("command", f"vqvae study run {study.name}")
+    again = f"today's is `{study.code}`: `{command}` measures them anew."
     if codes == ["unknown"]: return f"Measured with unknown, older code; {again}"
     return f"Measured with other code, {', '.join(f'`{code}`' for code in codes)}; {again}"
