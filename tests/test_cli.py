@@ -169,6 +169,25 @@ def test_one_line_keeps_alternatives_and_value():
     assert cli.one_line(KeyError("k")) == "'k'"
 
 
+@pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2", "just text"])
+def test_a_broken_configuration_is_one_line(working, capsys, text):
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text(text)
+    for typed in (["evaluate", "run"], ["fit", "--config", "run/config.yaml"]):
+        assert cli.main(typed) in (1, 2)
+        error = capsys.readouterr().err
+        assert "config" in error and error.count("\n") == 1
+    assert cli.main(["evaluate", "x" * 5000]) == 1      # a name that no disk can hold
+
+
+def test_output_in_an_encoding_without_arrows(working):
+    (working / "noise.py").write_text(NOISE)
+    assert fit("--data", "noise.Noise", "--epochs", "1") == 0
+    run = in_new_process("fit", "--data", "noise.Noise", *MODEL, "--epochs", "2", "--lr", "0.5",
+                         "--output", "run", cwd=working, PYTHONIOENCODING="cp1252")
+    assert run.returncode == 1 and "lr: 0.001 ? 0.5" in run.stderr
+
+
 # A run's folder
 
 def fit(*typed: str, output: str = "run") -> int:

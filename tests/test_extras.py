@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 ONLY_CLUSTER = {"distributed", "cloudpickle"}  # imported where a study runs on a cluster
 COMPANIONS = {"cycler", "matplotlib_inline"}  # parts of Matplotlib and of IPython
-INSTALL = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--constraint",
+INSTALL = ("-m", "pip", "install", "--quiet", "--no-compile", "--constraint",
            str(ROOT / "constraints.txt"))
 
 
@@ -156,9 +156,9 @@ def test_core_alone(core, tmp_path):
 @pytest.mark.slow
 def test_lab_alone(core, wheel, tmp_path):
     python = with_extra(core, wheel, "lab", tmp_path)
-    names = [str(ROOT / "nbs" / name) for name in (
-        "quantizers/04_vq.ipynb", "explorers/05_codebook.ipynb", "tutorials/01_from_nothing.ipynb")]
-    assert run(tmp_path, python, "-c", USE_LAB, *names).count("runs") == 3
+    names = [str(ROOT / "nbs" / name) for name in ("quantizers/04_vq.ipynb",
+                                                   "explorers/05_codebook.ipynb")]
+    assert run(tmp_path, python, "-c", USE_LAB, *names).count("runs") == 2
 
 
 @pytest.mark.network

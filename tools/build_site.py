@@ -47,7 +47,8 @@ class Page(NamedTuple):
 
 def read_page(path: Path, folder: Path) -> Page:
     "A notebook that nbdev has processed: its first cell holds title, description and file name."
-    notebook, source = json.loads(path.read_text()), path.relative_to(folder).as_posix()
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    source = path.relative_to(folder).as_posix()
     head = next(("".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "raw"),
                 "---\n---")
     meta = yaml.safe_load(head.strip().strip("-")) or {}
@@ -139,14 +140,14 @@ def localize(source: Path, host: str) -> None:
         def local(lines: list[str] | str) -> list[str]:
             return tidy(re.sub(re.escape(host) + r"/([\w/]+\.html)#([\w.]+)", inside,
                                "".join(lines))).splitlines(keepends=True)
-        notebook = json.loads(path.read_text())
+        notebook = json.loads(path.read_text(encoding="utf-8"))
         say_where_from(notebook["cells"])
         for cell in notebook["cells"]:
             if cell["cell_type"] != "code": cell["source"] = local(cell["source"])
             for output in cell.get("outputs", []):
                 if "text/markdown" in output.get("data", {}):
                     output["data"]["text/markdown"] = local(output["data"]["text/markdown"])
-        path.write_text(json.dumps(notebook))
+        path.write_text(json.dumps(notebook), encoding="utf-8")
 
 
 # Links between pages
@@ -246,7 +247,7 @@ def render(page: Page, config: dict, pages: dict[str, Page], order: list[str], s
                                              "--wrap=none", *options])
     file = out / page.target
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(finish(html, page.figures))
+    file.write_text(finish(html, page.figures), encoding="utf-8")
     for name, content in page.figures.items():
         (file.parent / name).parent.mkdir(exist_ok=True)
         (file.parent / name).write_bytes(content)
@@ -254,7 +255,7 @@ def render(page: Page, config: dict, pages: dict[str, Page], order: list[str], s
 
 def with_pandoc(source: Path, out: Path) -> None:
     "Render the processed notebooks with pandoc, and index them for the search."
-    config = yaml.safe_load((source / "_quarto.yml").read_text())
+    config = yaml.safe_load((source / "_quarto.yml").read_text(encoding="utf-8"))
     order = reading_order(config["website"]["sidebar"]["contents"])
     pages = {name: read_page(source / name, source) for name in order}
     with ThreadPoolExecutor(os.cpu_count()) as pool:

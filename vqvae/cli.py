@@ -11,13 +11,14 @@ __all__ = ['component_names', 'config_text', 'config_base', 'config_changes', 'c
 import difflib
 import importlib
 import inspect
+import io
 import json
 import math
 import os
 import re
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, chdir
+from contextlib import AbstractContextManager, chdir, suppress
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,13 @@ def config_text(
     return yaml.dump(_plain(saved.as_dict()), Dumper=_Quoting, sort_keys=False, allow_unicode=True)
 
 
+def _read_config(path: Path) -> dict[str, Any]:
+    try: values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error: raise ValueError(f"{path} is not YAML: {error}") from None
+    if not isinstance(values, dict | type(None)): raise ValueError(f"{path} holds no options")
+    return values or {}
+
+
 def config_base(
     config: Path,  # a file that `config_text` made, or one written by hand
 ) -> Path | None:  # absolute; None where the file says nothing
@@ -159,7 +167,7 @@ def config_base(
     Returns:
         absolute; None where the file says nothing
     """
-    base = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("base")
+    base = _read_config(config).get("base")
     return None if base is None else (config.parent / base).resolve()
 
 # %% ../nbs/01_cli.ipynb #cell-008
@@ -211,8 +219,7 @@ def claim_folder(
 
     path = folder / "config.yaml"
     if path.exists():
-        old = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        changes = config_changes(old, yaml.safe_load(config))
+        changes = config_changes(_read_config(path), yaml.safe_load(config))
         if changes:
             raise ValueError(f"{folder} holds a run with another configuration "
                              f"({'; '.join(changes[:4])}{'; …' if len(changes) > 4 else ''}): "
@@ -290,8 +297,7 @@ def _options_base(options: Namespace) -> Path:
     "Where the relative paths of the options start."
     for config in reversed(options.get("config") or []):
         path = Path(config.absolute)
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        if options.base is not None and values.get("base") == options.base:
+        if options.base is not None and _read_config(path).get("base") == options.base:
             return config_base(path) or Path.cwd()
     return Path(options.base or ".").resolve()
 
@@ -607,7 +613,8 @@ def _find_modules(typed: list[str]) -> None:
     for word in typed:
         path = Path(word.removeprefix("--config="))
         config = path if path.suffix in (".yaml", ".yml") else path / "config.yaml"
-        if config.is_file(): folders.append(config_base(config) or Path.cwd())
+        with suppress(OSError, ValueError):  # the parser says what is wrong with a file
+            if config.is_file(): folders.append(config_base(config) or Path.cwd())
     sys.path += [str(folder) for folder in folders if str(folder) not in sys.path]
 
 
@@ -661,6 +668,8 @@ def main(
         exit status: 0, 1 for a failed run, 2 for wrong options, 130 after Ctrl-C
     """
     typed = sys.argv[1:] if arguments is None else list(arguments)
+    for stream in (sys.stdout, sys.stderr):  # whose encoding on Windows may lack ± and →
+        if isinstance(stream, io.TextIOWrapper): stream.reconfigure(errors="replace")
     try:
         _find_modules(typed)
         try: options = _parse(typed)
