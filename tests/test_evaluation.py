@@ -143,7 +143,9 @@ BAD = [
     (lambda i, z, q: (i, None, q), ValueError, "got only z_q"),
     (lambda i, z, q: (i, z, q[:, :5]), ValueError, "shape of z"),
     (lambda i, z, q: (i[:5], z, q), ValueError, "one vector per index"),
-    (lambda i, z, q: (i[:, None], z, q), ValueError, "one vector per index"),
+    (lambda i, z, q: (i[:, None, None], z, q), ValueError, "one vector per index"),
+    (lambda i, z, q: (i, z, q, i), ValueError, "mask must be bool"),
+    (lambda i, z, q: (i, z, q, (i > 3)[:5]), ValueError, "mask must be bool with the leading axes"),
     (lambda i, z, q: (i, z * math.nan, q), ValueError, "z holds"),
     (lambda i, z, q: (i, z, q / 0), ValueError, "z_q holds"),
     (
@@ -191,7 +193,78 @@ def test_without_latents_and_reset():
     )
 
 
-@pytest.mark.parametrize("size,error", [(0, ValueError), (-1, ValueError), (2.0, TypeError), (True, TypeError), ("8", TypeError)])
+def test_codebooks_of_billions_count_only_what_occurs():
+    size, indices = 8**12, torch.tensor([[5, 8**12 - 1], [5, 7]])
+    metrics = ev.CodebookMetrics(size).update(indices)
+    values = metrics.compute()
+    assert (values["dead_codes"], values["samples"]) == (size - 3, 4)
+    assert values["entropy_bits"] == 1.5
+    other = ev.CodebookMetrics(size)
+    other.load_state_dict(pickle.loads(pickle.dumps(metrics.state_dict())))
+    other.merge(metrics)
+    assert other.compute()["samples"] == 8 and other.compute()["entropy_bits"] == 1.5
+    assert metrics.counts.is_sparse and metrics.counts.sum() == 4
+    assert "3 of 68719476736 codes" in title(drawn(ev.plot_code_usage(metrics)))
+
+
+def test_sparse_counts_equal_dense_counts(monkeypatch):
+    data = batch()
+    dense = [ev.CodebookMetrics(32).update(*part) for part in zip(*(x.split(300) for x in data))]
+    monkeypatch.setattr("vqvae.evaluation.metrics._DENSE", 31)
+    sparse = [ev.CodebookMetrics(32).update(*part) for part in zip(*(x.split(300) for x in data))]
+    for parts in (dense, sparse):
+        for part in parts[1:]: parts[0].merge(part)
+    assert sparse[0].counts.is_sparse and not dense[0].counts.is_sparse
+    assert torch.equal(sparse[0].counts.to_dense(), dense[0].counts)
+    same(sparse[0].compute(), dense[0].compute())
+
+
+def test_several_codes_per_position():
+    indices, z, z_q = batch(grid=(3,))
+    pairs = torch.stack([indices, (indices + 1) % 32], dim=-1)
+    values = ev.CodebookMetrics(32).update(pairs, z, z_q).compute()
+    once = ev.CodebookMetrics(32).update(indices, z, z_q).compute()
+    assert values["samples"] == 2 * once["samples"] == 6000
+    assert values["distortion"] == once["distortion"]
+    assert values["relative_distortion"] == once["relative_distortion"]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_padding_counts_for_nothing(several):
+    indices, z, z_q = batch(grid=(3,))
+    if several: indices = torch.stack([indices, indices], dim=-1)
+    mask = torch.rand(1000, 3, generator=torch.Generator().manual_seed(1)) < 0.5
+    padded = ev.CodebookMetrics(32).update(indices, z, z_q, mask)
+    alone = ev.CodebookMetrics(32).update(indices[mask], z[mask], z_q[mask])
+    assert padded.compute() == alone.compute()
+    indices[~mask], z[~mask], z_q[~mask] = 31, math.nan, math.inf
+    assert ev.CodebookMetrics(32).update(indices, z, z_q, mask).compute() == padded.compute()
+
+
+def test_devices_without_float64_are_measured_on_the_cpu(monkeypatch):
+    "A stand-in for Apple's GPUs: a device of another type, where `double` is refused."
+    from vqvae.evaluation.metrics import _double
+    seen = []
+    class Elsewhere:
+        device = torch.device("mps")
+        def detach(self): return self
+        def cpu(self): return seen.append("cpu") or torch.ones(2)
+        def double(self): raise TypeError("no float64 here")
+    assert _double(Elsewhere()).dtype == torch.float64 and seen == ["cpu"]
+
+
+@pytest.mark.parametrize("room, heavy", [
+    ("evaluation", ["pandas", "matplotlib", "sklearn", "scipy", "lightning_fabric", "IPython"]),
+    ("training", ["matplotlib", "lightning_fabric", "IPython"])])
+def test_imports_nothing_heavy(room, heavy):
+    code = (f"import sys, vqvae.{room}\n"
+            f"print([name for name in {heavy} if name in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("size,error", [(0, ValueError), (-1, ValueError), (2.0, TypeError),
+                                        (True, TypeError), ("8", TypeError)])
 def test_bad_codebook_size(size, error):
     with pytest.raises(error, match="codebook_size"): ev.CodebookMetrics(size)
 
@@ -253,7 +326,8 @@ def test_logging_again_replaces():
     assert tracker.frame["value"].tolist() == [3.0, 1.0]
 
 
-@pytest.mark.parametrize("value", ["1", None, [1.0], {}, 1j, torch.ones(2), torch.zeros(0), np.ones((2, 1)), torch.tensor(1j)])
+@pytest.mark.parametrize("value", ["1", None, [1.0], {}, 1j, torch.ones(2), torch.zeros(0),
+                                   np.ones((2, 1)), torch.tensor(1j)])
 def test_values_that_are_not_numbers(value):
     tracker = ev.MetricsTracker()
     with pytest.raises(TypeError, match="bad must be one real number"):
@@ -261,18 +335,22 @@ def test_values_that_are_not_numbers(value):
     assert len(tracker) == 0
 
 
-@pytest.mark.parametrize("step,split,error", [(-1, "a", ValueError), (0.5, "a", TypeError), ("1", "a", TypeError), (0, "", TypeError), (0, 3, TypeError)])
+@pytest.mark.parametrize("step,split,error", [(-1, "a", ValueError), (0.5, "a", TypeError),
+                                              ("1", "a", TypeError), (0, "", TypeError),
+                                              (0, 3, TypeError)])
 def test_bad_step_or_split(step, split, error):
     with pytest.raises(error): ev.MetricsTracker().log(step, split, loss=1.0)
 
 
 @pytest.mark.parametrize("text,message", [
-    ("", "must have the columns"), ("step,split,value,metric\n", "must have the columns"),
+    ("", "No columns"), ("step,split,value,metric\n", "must have the columns"),
     ("step,split,metric,value,extra\n", "must have the columns"),
-    ("step,split,metric,value\n0,train,loss\n", "line 2: expected 4 values, got 3"),
-    ("step,split,metric,value\n0,train,loss,1\n0.5,train,loss,1\n", "line 3"),
-    ("step,split,metric,value\n0,train,loss,high\n", "line 2"),
-    ("step,split,metric,value\n0,train,loss,1\n0,train,loss,2\n", "line 3: loss of train at step 0 stands twice")])
+    ("step,split,metric,value\n0,train,loss\n", "could not convert"),
+    ("step,split,metric,value\n0,train,loss,1,5\n", "does not match length of data"),
+    ("step,split,metric,value\n0,train,loss,1\n0.5,train,loss,1\n", "'0.5'"),
+    ("step,split,metric,value\n0,train,loss,high\n", "'high'"),
+    ("step,split,metric,value\n0,train,loss,1\n0,train,loss,2\n",
+     "loss of train at step 0 stands twice")])
 def test_bad_files(tmp_path, text, message):
     (tmp_path / "m.csv").write_text(text)
     with pytest.raises(ValueError, match=message): ev.MetricsTracker.load(tmp_path / "m.csv")
@@ -375,7 +453,8 @@ def test_reconstructions(shape):
     assert ev.plot_reconstructions(x.bfloat16().requires_grad_(), x.bfloat16(), n=2, ax=ax) is fig
 
 
-@pytest.mark.parametrize("a,b", [((2, 1, 4, 4), (3, 1, 4, 4)), ((2, 2, 4, 4), (2, 2, 4, 4)), ((4, 4), (4, 4))])
+@pytest.mark.parametrize("a,b", [((2, 1, 4, 4), (3, 1, 4, 4)), ((2, 2, 4, 4), (2, 2, 4, 4)),
+                                 ((4, 4), (4, 4))])
 def test_reconstructions_refused(a, b):
     with pytest.raises(ValueError): ev.plot_reconstructions(torch.zeros(a), torch.zeros(b))
     assert not plt.get_fignums()

@@ -6,32 +6,40 @@
 __all__ = ['plot_training', 'plot_code_usage', 'plot_codebook', 'plot_reconstructions', 'plot_rate_distortion']
 
 # %% ../../nbs/evaluation/03_figures.ipynb #cell-002
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import torch
-from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from sklearn.neighbors import KDTree
 from torch import Tensor
 
 from ..core import check_finite, check_last_dim
-from .metrics import CodebookMetrics, mse, perplexity, psnr
+from .metrics import CodebookMetrics, mse, perplexity, psnr, used_counts
 from .style import LIMIT, PALETTE
 from .tracking import MetricsTracker
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+else:  # stand-ins: Matplotlib and pandas are imported where they are used
+    Axes = type("Axes", (), {"__module__": "matplotlib.axes"})
+    Figure = type("Figure", (), {"__module__": "matplotlib.figure"})
+    DataFrame = type("DataFrame", (), {"__module__": "pandas"})
 
 # %% ../../nbs/evaluation/03_figures.ipynb #cell-005
 def _axes(ax: Axes | None) -> Axes:
     "The axes to draw on: those given, or the only ones of a new figure."
-    return plt.subplots()[1] if ax is None else ax
+    if ax is not None: return ax
+    import matplotlib.pyplot as plt
+
+    return plt.subplots()[1]
 
 
-def _check_columns(frame: Any, columns: Sequence[str], name: str) -> pd.DataFrame:
+def _check_columns(frame: Any, columns: Sequence[str], name: str) -> DataFrame:
     "`frame`; raises unless it is a DataFrame that has these columns."
+    import pandas as pd
+
     if not isinstance(frame, pd.DataFrame):
         raise TypeError(f"{name} must be a pandas.DataFrame, got {type(frame).__name__}")
     missing = [column for column in columns if column not in frame.columns]
@@ -42,30 +50,39 @@ def _check_columns(frame: Any, columns: Sequence[str], name: str) -> pd.DataFram
 
 # %% ../../nbs/evaluation/03_figures.ipynb #cell-007
 def plot_training(
-    history: MetricsTracker | pd.DataFrame,  # tidy rows: step, split, metric, value
+    history: MetricsTracker | DataFrame,  # tidy rows: step, split, metric, value
     metrics: str | Sequence[str] | None = None,  # which to draw; all when None
     ax: Axes | None = None,  # where to draw; new axes when None
 ) -> Axes:  # with one line per metric (colour) and split (dashes)
-    "Curves over training steps. Raises `ValueError` for a metric that was not logged."
+    """Curves over training steps. Raises `ValueError` for a metric that was not logged.
+
+    Args:
+        history: tidy rows: step, split, metric, value
+        metrics: which to draw; all when None
+        ax: where to draw; new axes when None
+
+    Returns:
+        with one line per metric (colour) and split (dashes)
+    """
     frame = history.frame if isinstance(history, MetricsTracker) else history
-    frame = _check_columns(frame, ["step", "split", "metric", "value"],
-                           "history").sort_values("step", kind="stable")
-    names = [metrics] if isinstance(metrics,
-                                    str) else list(frame["metric"].unique() if metrics is None
-                                                   else metrics)
+    frame = _check_columns(frame, ["step", "split", "metric", "value"], "history")
+    frame = frame.sort_values("step", kind="stable")
+    known = list(frame["metric"].unique())
+    names = [metrics] if isinstance(metrics, str) else known if metrics is None else list(metrics)
     for name in names:
-        if name not in set(frame["metric"]):
-            raise ValueError(f"no metric {name!r} in {sorted(set(frame['metric']))}")
+        if name not in known: raise ValueError(f"no metric {name!r} in {sorted(known)}")
     if not names: raise ValueError("history is empty: log something first")
     ax, splits = _axes(ax), list(frame["split"].unique())
-    frame = frame[frame["metric"].isin(names)]
-    for (name, split), rows in frame.groupby(["metric", "split"], sort=False):
-        _curve(ax, rows, name if len(names) > 1 else "", split, names.index(name),
-               splits.index(split))
-    values = frame["value"][np.isfinite(frame["value"])]
+    for name in names:
+        for split, rows in _by_split(frame[frame["metric"] == name], splits):
+            _curve(ax, rows, name if len(names) > 1 else "", split, names.index(name),
+                   splits.index(split))
+    shown = frame[frame["metric"].isin(names)]
+    values = np.asarray(shown["value"], float)
+    values = values[np.isfinite(values)]
     if len(values) and values.min() > 0 and values.max() > 10 * values.min(): ax.set_yscale("log")
-    ends = [f"{split} {rows['value'].iloc[-1]:.3g}"
-            for split, rows in frame.groupby("split", sort=False)]
+    ends = [f"{split} {rows['value'].to_numpy()[-1]:.3g}"
+            for split, rows in _by_split(shown, splits)]
     ax.set(xlabel="training step", ylabel=names[0] if len(names) == 1 else "value",
            title=f"{names[0]} at the end: {', '.join(ends)}" if len(names) == 1
            else ", ".join(names))
@@ -73,7 +90,14 @@ def plot_training(
     return ax
 
 
-def _curve(ax: Axes, rows: pd.DataFrame, name: str, split: str, metric: int, dash: int) -> None:
+def _by_split(frame: Any, splits: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    "Each split that has rows, with its rows."
+    for split in splits:
+        rows = frame[frame["split"] == split]
+        if len(rows): yield split, rows
+
+
+def _curve(ax: Axes, rows: Any, name: str, split: str, metric: int, dash: int) -> None:
     """One metric of one split; `metric` and `dash` are their numbers.
 
     A single metric colours by split.
@@ -91,21 +115,29 @@ def plot_code_usage(
     counts: CodebookMetrics | Tensor | Sequence[int],
     ax: Axes | None = None,  # where to draw; new axes when None
 ) -> Axes:  # with codes ranked by use
-    "Ranked use of a codebook. Raises `ValueError` when nothing was counted."
-    counts = torch.as_tensor(counts.counts if isinstance(counts, CodebookMetrics)
-                             else counts).detach().cpu().double()
-    if counts.ndim != 1:
-        raise ValueError(f"counts must have shape (codebook_size,), got {tuple(counts.shape)}")
-    effective = perplexity(counts)
-    n, used = len(counts), int((counts > 0).sum())
-    share = (counts / counts.sum()).sort(descending=True).values.numpy()
+    """Ranked use of a codebook. Raises `ValueError` when nothing was counted.
+
+    Args:
+        counts: how often each code was chosen, (codebook_size,)
+        ax: where to draw; new axes when None
+
+    Returns:
+        with codes ranked by use
+    """
+    given = torch.as_tensor(counts.counts if isinstance(counts, CodebookMetrics) else counts)
+    if given.ndim != 1:
+        raise ValueError(f"counts must have shape (codebook_size,), got {tuple(given.shape)}")
+    seen = used_counts(given).detach().cpu().double()
+    n, used, effective = len(given), int((seen > 0).sum()), perplexity(seen)
+    share = (seen / seen.sum()).sort(descending=True).values.numpy()
     ax = _axes(ax)
-    ax.stairs(share, np.arange(n + 1) + 0.5, fill=True, color=PALETTE[0])
+    ax.stairs(share, np.arange(len(share) + 1) + 0.5, fill=True, color=PALETTE[0])
     ax.axhline(1 / n, color=LIMIT, ls="--", label=f"uniform use, 1/{n}")
     if used < n:
         ax.axvspan(used + 0.5, n + 0.5, color=PALETTE[1], alpha=0.18, lw=0,
                    label=f"dead codes: {n - used}")
-    ax.set(xlabel="code, ranked by use", ylabel="share of samples", xlim=(0.5, n + 0.5),
+    end = 2 * used if given.is_sparse else n  # billions of codes would hide those that are used
+    ax.set(xlabel="code, ranked by use", ylabel="share of samples", xlim=(0.5, end + 0.5),
            title=f"{used} of {n} codes used, perplexity {effective:.1f}")
     ax.margins(y=0.3)  # room for the legend above the bars
     ax.legend(loc="upper right")
@@ -129,6 +161,8 @@ def _owners(codes: np.ndarray, height: np.ndarray, limits: Sequence[float],
     cell's boundary in pixels.
 
     `codes` (n, 2) in the plane, `height` (n,) above it; both results (pixels, pixels)."""
+    from sklearn.neighbors import KDTree
+
     at = (np.arange(pixels) + 0.5) / pixels
     x, y = np.meshgrid(limits[0] + at * (limits[1] - limits[0]),
                        limits[2] + at * (limits[3] - limits[2]))
@@ -140,14 +174,15 @@ def _owners(codes: np.ndarray, height: np.ndarray, limits: Sequence[float],
         edge = (distance[:, 1:] ** 2 - distance[:, :1] ** 2) / (2 * apart)
     # two codes in one place have no boundary
     edge[apart <= 1e-9 * (limits[1] - limits[0])] = np.inf
-    return index[:,
-                 0].reshape(x.shape), (edge.min(1) * pixels
-                                       / (limits[1] - limits[0])).reshape(x.shape)
+    edge = edge.min(1) * pixels / (limits[1] - limits[0])
+    return index[:, 0].reshape(x.shape), edge.reshape(x.shape)
 
 
 def _cells(codes: np.ndarray, height: np.ndarray, limits: Sequence[float],
            pixels: int = 400) -> np.ndarray:
     "RGB picture (pixels, pixels, 3) of the cells: pale tints with grey lines between."
+    from matplotlib.colors import to_rgb
+
     owner, edge = _owners(codes, height, limits, pixels)
     tints = 1 - 0.22 * (1 - np.array([to_rgb(color) for color in PALETTE[:7]]))
     line = 0.6 * np.clip(1.3 - edge, 0, 1)[..., None]
@@ -162,7 +197,18 @@ def plot_codebook(
     ax: Axes | None = None,  # where to draw; new axes when None
 ) -> Axes:  # with cells, data and codes
     """Codes and their Voronoi cells in the plane; for dim > 2 as the principal plane of the data,
-    or of the codebook, cuts them."""
+    or of the codebook, cuts them.
+
+    Args:
+        codebook: codes, (codebook_size, dim), dim ≥ 2
+        data: latents to draw behind the codes, (..., dim); the first 2000
+        counts: how often each code was chosen, (codebook_size,): those never chosen are crossed
+            out
+        ax: where to draw; new axes when None
+
+    Returns:
+        with cells, data and codes
+    """
     check_finite(codebook, "codebook")
     if codebook.ndim != 2 or codebook.shape[1] < 2:
         raise ValueError("codebook must have shape (codebook_size, dim) with dim at least 2, got "
@@ -190,7 +236,8 @@ def plot_codebook(
         ax.set(
             xlabel=f"first principal component of the {source}",
             ylabel=f"second principal component of the {source}",
-            title=f"{n} codes of dimension {dim}: cells cut by the\n{source}'s principal plane ({share:.0%} of variance)",
+            title=f"{n} codes of dimension {dim}: cells cut by the\n{source}'s principal plane "
+                  f"({share:.0%} of variance)",
         )
     return ax
 
@@ -222,6 +269,15 @@ def plot_reconstructions(
     """Originals above their reconstructions; the title has the error of all B images.
 
     Raises `ValueError` for other shapes.
+
+    Args:
+        x: originals, (B, 1 or 3, H, W), from 0 to 1
+        x_recon: reconstructions, same shape
+        n: how many to draw, the first ones
+        ax: where to draw; new axes when None
+
+    Returns:
+        the figure that holds the axes
     """
     error, decibels = mse(x, x_recon), psnr(x, x_recon)
     if x.ndim != 4 or x.shape[1] not in (1, 3):
@@ -231,7 +287,10 @@ def plot_reconstructions(
     gap = np.ones((max(1, x.shape[2] // 16), rows[0].shape[1], 3))
     picture = np.concatenate([rows[0], gap, rows[1]])
     height, width = picture.shape[:2]
-    if ax is None: ax = plt.subplots(figsize=(7.6, min(8.0, 6.4 * height / width + 0.5)))[1]
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        ax = plt.subplots(figsize=(7.6, min(8.0, 6.4 * height / width + 0.5)))[1]
     ax.imshow(picture, interpolation="nearest")
     middle = (x.shape[2] - 1) / 2
     ax.set(xticks=[], yticks=[middle, height - 1 - middle],
@@ -240,7 +299,9 @@ def plot_reconstructions(
     ax.grid(False)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    return ax.get_figure(root=True)
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return figure
 
 
 def _row(images: Tensor) -> np.ndarray:
@@ -252,12 +313,21 @@ def _row(images: Tensor) -> np.ndarray:
 
 # %% ../../nbs/evaluation/03_figures.ipynb #cell-026
 def plot_rate_distortion(
-    points: pd.DataFrame,  # columns method, rate, distortion and, for intervals, low and high
+    points: DataFrame,  # columns method, rate, distortion and, for intervals, low and high
     # name -> (rates ascending, distortions) of a theoretical line
     limits: Mapping[str, tuple[Any, Any]] | None = None,
     ax: Axes | None = None,  # where to draw; new axes when None
 ) -> Axes:  # with distortion on a logarithmic axis
-    "Measured distortions over their rates, with intervals, above theoretical limits."
+    """Measured distortions over their rates, with intervals, above theoretical limits.
+
+    Args:
+        points: columns method, rate, distortion and, for intervals, low and high
+        limits: name -> (rates ascending, distortions) of a theoretical line
+        ax: where to draw; new axes when None
+
+    Returns:
+        with distortion on a logarithmic axis
+    """
     interval = [name for name in ("low", "high") if name in getattr(points, "columns", ())]
     _check_columns(points, ["method", "rate", "distortion"] + (["low", "high"] if interval else []),
                    "points")
@@ -266,10 +336,13 @@ def plot_rate_distortion(
     for (name, (rates, values)), dash in zip(limits.items(), _dashes()):
         ax.plot(np.asarray(rates, float), np.asarray(values, float), color=LIMIT, ls=dash,
                 label=name, zorder=1)
-    for i, (method, rows) in enumerate(points.groupby("method", sort=False)):
+    for i, method in enumerate(points["method"].unique()):
+        rows: Any = points[points["method"] == method]
         rows = rows.sort_values("rate", kind="stable")
-        error = np.abs(rows[["low", "high"]].to_numpy(float).T
-                       - rows["distortion"].to_numpy(float)) if interval else None
+        error = None
+        if interval:
+            ends = rows[["low", "high"]].to_numpy(float).T
+            error = np.abs(ends - rows["distortion"].to_numpy(float))
         ax.errorbar(rows["rate"], rows["distortion"], error, fmt="osD^vPX*"[i % 8] + "-", ms=5,
                     lw=1.2, capsize=3, color=PALETTE[i % 8], label=method)
     ax.set_yscale("log")
@@ -279,19 +352,22 @@ def plot_rate_distortion(
     return ax
 
 
-def _dashes():
+def _dashes() -> Iterator[Any]:
     "Dash patterns that stay apart, without end."
     while True: yield from [(0, (5, 2)), (0, (2, 2)), (0, (7, 2, 2, 2)), (0, (9, 4))]
 
 
-def _closest(points: pd.DataFrame, limits: Mapping[str, tuple[Any, Any]]) -> str:
+def _closest(points: DataFrame, limits: Mapping[str, tuple[Any, Any]]) -> str:
     """A sentence on the point that comes closest to the first limit, in factors of distortion at
     equal rate."""
-    for name, (rates, values) in limits.items():
-        rates, values = np.asarray(rates, float), np.asarray(values, float)
+    for name, (given_rates, given_values) in limits.items():
+        rates, values = np.asarray(given_rates, float), np.asarray(given_values, float)
         inside = points[points["rate"].between(rates.min(), rates.max())]
         if len(inside) == 0 or not (values > 0).all(): break
-        ratio = inside["distortion"] / np.exp(np.interp(inside["rate"], rates, np.log(values)))
-        if ratio.notna().any():
-            return f"Closest to {name}: {inside['method'][ratio.idxmin()]}, {ratio.min():.2f} times its distortion"
+        limit = np.exp(np.interp(inside["rate"], rates, np.log(values)))
+        ratio = np.asarray(inside["distortion"], float) / limit
+        if np.isfinite(ratio).any():
+            best = int(np.nanargmin(ratio))
+            return (f"Closest to {name}: {list(inside['method'])[best]}, {ratio[best]:.2f} "
+                    "times its distortion")
     return "Distortion over rate"

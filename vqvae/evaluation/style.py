@@ -7,10 +7,12 @@ __all__ = ['PALETTE', 'LIMIT', 'use_style', 'Table', 'show_table']
 
 # %% ../../nbs/evaluation/00_style.ipynb #cell-002
 import sys
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
-import pandas as pd
-from cycler import cycler
+if TYPE_CHECKING:
+    from pandas import DataFrame
+else:  # a stand-in: pandas is imported where it is used
+    DataFrame = type("DataFrame", (), {"__module__": "pandas"})
 
 # %% ../../nbs/evaluation/00_style.ipynb #cell-004
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#000000")
@@ -19,6 +21,9 @@ LIMIT = "#6B6B6B"  # theoretical limits are drawn in this grey, dashed
 
 def use_style() -> None:
     "Set Matplotlib's defaults for this project, and SVG output in notebooks."
+    import matplotlib as mpl
+    from cycler import cycler
+
     mpl.rcParams.update(
         {
             "figure.figsize": (6.4, 3.8),
@@ -47,7 +52,8 @@ def use_style() -> None:
     )
     if "IPython" not in sys.modules or sys.modules["IPython"].get_ipython() is None:
         return  # set_... would start a shell
-    try: from matplotlib_inline.backend_inline import set_matplotlib_formats
+    try:
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
     except ImportError: return
     set_matplotlib_formats("svg", metadata={"Date": None})
 
@@ -55,9 +61,13 @@ def use_style() -> None:
 class Table:
     """A data frame that displays as a Markdown table: numbers to the right, text to the left,
     missing values empty."""
-    def __init__(self, frame: pd.DataFrame, digits: int): self.frame, self.digits = frame, digits
+    def __init__(self, frame: DataFrame, digits: int):
+        self.frame = frame
+        self.digits = digits
 
-    def _cell(self, value) -> str:
+    def _cell(self, value: Any) -> str:
+        import pandas as pd
+
         if pd.api.types.is_scalar(value) and pd.isna(value): return ""
         if pd.api.types.is_float(value): return f"{value:.{self.digits}g}"
         return str(value).replace("|", "\\|").replace("\n", " ")
@@ -74,8 +84,16 @@ class Table:
 
 
 def show_table(
-    frame: pd.DataFrame,  # what to show; its index is left out
+    frame: DataFrame,  # what to show; its index is left out
     digits: int = 4,  # significant digits of floating-point columns
 ) -> Table:  # end a cell with it
-    "Show a data frame as a Markdown table."
+    """Show a data frame as a Markdown table.
+
+    Args:
+        frame: what to show; its index is left out
+        digits: significant digits of floating-point columns
+
+    Returns:
+        end a cell with it
+    """
     return Table(frame, digits)

@@ -6,16 +6,19 @@
 __all__ = ['COLUMNS', 'MetricsTracker']
 
 # %% ../../nbs/evaluation/02_tracking.ipynb #cell-002
-import csv
 import math
 import numbers
 import operator
+import warnings
 from pathlib import Path
-from typing import Any, Self
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, Self
 
 from ..core import atomic_path
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+else:  # a stand-in: pandas is imported where it is used
+    DataFrame = type("DataFrame", (), {"__module__": "pandas"})
 
 # %% ../../nbs/evaluation/02_tracking.ipynb #cell-005
 def _scalar(value: Any, name: str) -> float:
@@ -44,7 +47,13 @@ class MetricsTracker:
     ) -> None:
         """Record `values`; a metric logged again at the same step and split is replaced.
 
-        Raises `TypeError` or `ValueError` for anything else; nothing is recorded then."""
+        Raises `TypeError` or `ValueError` for anything else; nothing is recorded then.
+
+        Args:
+            step: training steps done so far
+            split: which data: 'train', 'test', …
+            values: one real number for each metric: Python, NumPy or 0-dimensional tensor
+        """
         try: step = operator.index(step)
         except TypeError:
             raise TypeError(f"step must be an int, got {type(step).__name__} {step!r}") from None
@@ -57,8 +66,10 @@ class MetricsTracker:
                            for name, value in values.items()})
 
     @property
-    def frame(self) -> pd.DataFrame:
+    def frame(self) -> DataFrame:
         "All rows in the order they were first logged: columns step, split, metric, value."
+        import pandas as pd
+
         rows = [(*key, value) for key, value in self._rows.items()]
         return pd.DataFrame(rows, columns=COLUMNS).astype({"step": "int64", "value": "float64"})
 
@@ -66,38 +77,45 @@ class MetricsTracker:
         self,
         path: str | Path,  # CSV file; replaced in one step when it exists
     ) -> None:
-        "Write all rows as CSV, without loss."
-        with atomic_path(path) as temporary, open(temporary, "w", newline="",
-                                                  encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            writer.writerows((*key, repr(value)) for key, value in self._rows.items())
+        """Write all rows as CSV, without loss.
+
+        Args:
+            path: CSV file; replaced in one step when it exists
+        """
+        with atomic_path(path) as temporary:
+            self.frame.to_csv(temporary, index=False, na_rep="nan", lineterminator="\n",
+                              encoding="utf-8")
 
     @classmethod
     def load(
         cls,
         path: str | Path,  # CSV file that `save` wrote
     ) -> Self:  # a tracker with the same rows
-        """Read rows back.
+        """Read rows back. Raises `ValueError` for a file that `save` did not write.
 
-        Raises `ValueError` for other columns, or with the line of a row that is not one.
+        Args:
+            path: CSV file that `save` wrote
+
+        Returns:
+            a tracker with the same rows
         """
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.reader(file)
-            header = tuple(next(reader, ()))
-            if header != COLUMNS:
-                raise ValueError(f"{path} must have the columns {','.join(COLUMNS)}, got "
-                                 f"{','.join(header)!r}")
-            tracker = cls()
-            for row in reader: tracker._read(row, f"{path}, line {reader.line_num}")
-        return tracker
+        import pandas as pd
 
-    def _read(self, row: list[str], where: str) -> None:
-        "Record one row of a file."
-        if len(row) != len(COLUMNS):
-            raise ValueError(f"{where}: expected {len(COLUMNS)} values, got {len(row)}")
-        try: step, value = int(row[0]), float(row[3])
-        except ValueError as error: raise ValueError(f"{where}: {error}") from None
-        if (step, row[1], row[2]) in self._rows:
-            raise ValueError(f"{where}: {row[2]} of {row[1]} at step {step} stands twice")
-        self.log(step, row[1], **{row[2]: value})
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # a row of too many values
+            try: return cls._of(pd.read_csv(path, dtype=str, na_filter=False, index_col=False))
+            except (ValueError, pd.errors.ParserWarning) as error:
+                raise ValueError(f"{path} is not a table of metrics: {error}") from None
+
+    @classmethod
+    def _of(cls, frame: DataFrame) -> Self:
+        "A tracker with the rows of a table of text."
+        if tuple(frame.columns) != COLUMNS:
+            raise ValueError(f"it must have the columns {','.join(COLUMNS)}, got "
+                             f"{','.join(frame.columns)}")
+        tracker = cls()
+        for step, split, metric, value in frame.itertuples(index=False, name=None):
+            if (int(step), split, metric) in tracker._rows:
+                raise ValueError(f"{metric} of {split} at step {step} stands twice")
+            tracker.log(int(step), split, **{metric: float(value)})
+        return tracker
