@@ -322,6 +322,21 @@ def test_nan_and_numpy_in_arguments(tmp_path):
         assert np.array_equal(table, array)
 
 
+def test_arguments_kept_as_tensors_are_those_of_today(tmp_path):
+    table = torch.arange(3.0)
+    for kept in (table, table.numpy()):
+        part = Blend(table=kept)
+        save_component(part, tmp_path / "file")
+        with safe_open(tmp_path / "file", "pt") as file:  # once, although it is also an attribute
+            assert len([name for name in file.keys() if "table" in name]) == 1
+        part.table = part.table + 1  # exchanged
+        assert round_trip(part, tmp_path).table.tolist() == [1.0, 2.0, 3.0]
+        part.table[0] = 7  # changed in place
+        assert round_trip(part, tmp_path).table.tolist() == [7.0, 2.0, 3.0]
+    part.table = torch.ones(2, requires_grad=True) * 2
+    assert round_trip(part, tmp_path).table.tolist() == [2.0, 2.0]
+
+
 def test_components_in_containers(tmp_path):
     part = Blend([EMALearning(0.5), Revival()], {"a": EMALearning(0.25)})
     part.parts[0].decay, part.named["a"].every = 0.75, 3

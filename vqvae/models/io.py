@@ -46,9 +46,14 @@ def _argument(component: Component, name: str, argument: Any) -> Any:
 
 
 def _restorable(component: Component) -> dict[str, Any]:
-    "Changed settings; new attributes that are no arguments and no plain data are left out."
+    """Changed settings, and arguments kept as tensors or arrays, which may have changed in place.
+
+    New attributes that are no arguments and no plain data are left out.
+    """
     arguments = argument_names(type(component))
-    return {name: value for name, value in changed_settings(component).items()
+    arrays = {name: value for name, value in vars(component).items()
+              if name in arguments and isinstance(value, (Tensor, np.ndarray))}
+    return {name: value for name, value in {**changed_settings(component), **arrays}.items()
             if name in arguments or _is_plain(value)}
 
 
@@ -290,9 +295,9 @@ def _bits(value: Tensor) -> Tensor:
     return value.detach().cpu().contiguous().flatten().view(torch.uint8)
 
 
-def _twin(value: Tensor, state: Mapping[str, Tensor]) -> str | None:
-    "The name of a tensor of the state that equals an argument bit for bit."
-    for name, other in state.items():
+def _twin(value: Tensor, stored: Mapping[str, Tensor]) -> str | None:
+    "The name of a tensor that is stored already and equals an argument bit for bit."
+    for name, other in stored.items():
         if other.shape == value.shape and other.dtype == value.dtype and torch.equal(
                 _bits(other), _bits(value)):
             return name
@@ -311,11 +316,12 @@ def _collect(component: Component) -> tuple[Any, dict[str, Any], dict[str, Tenso
             raise TypeError(f"{path} cannot be saved: it has state and is not a submodule; keep it "
                             "as an attribute or in a torch.nn.ModuleList")
     tensors = _state(component, notes["tied"])
-    twins = {name: _twin(value, tensors) for name, value in arguments.items()}
-    notes["same"] = {name: twin for name, twin in twins.items() if twin}
     notes["tied"] = {f"state.{a}": f"state.{b}" for a, b in notes["tied"].items()}
-    tensors |= {name: value.detach().cpu().contiguous().clone()
-                for name, value in arguments.items() if not twins[name]}
+    notes["same"] = {}
+    for name, value in arguments.items():
+        twin = _twin(value, tensors)
+        if twin: notes["same"][name] = twin
+        else: tensors[name] = value.detach().cpu().contiguous().clone()
     return recipe, notes, tensors
 
 
