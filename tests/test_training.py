@@ -433,8 +433,8 @@ def test_checkpoints_are_written_by_time_without_asking(tmp_path):
 
 def test_two_runs_in_one_folder_are_told(tmp_path):
     code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-            "from test_training import *; from vqvae.training.trainer import _locked\n"
-            f"with _locked(Path({str(tmp_path)!r})): print('locked', flush=True); input()")
+            "from test_training import *; from vqvae.training.checkpoint import locked\n"
+            f"with locked(Path({str(tmp_path)!r})): print('locked', flush=True); input()")
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE,
                              stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "locked\n"
