@@ -344,7 +344,7 @@ class LiveTraining(_Panel):
             options = self._options()
             self.trainer, self.data = self._build(options)
             self._begun = options
-            if "test" in self.data.splits:
+            if getattr(self.data, "test", None) is not None:
                 self.trainer.tracker.log(0, "test", **self.trainer.evaluate(self.data))
             self._show()
 
