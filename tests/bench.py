@@ -1,7 +1,8 @@
-"""`make bench`: nearest-code search beside torch.cdist and a plain matrix product, its memory, a training step, and the frames
-of a drag in the codebook explorer.
+"""`make bench`: nearest-code search beside torch.cdist and a plain matrix product, its memory, a
+training step, and the frames of a drag in the codebook explorer.
 
-Side by side in one run, because absolute times depend on the machine and on what else it does. Reports; asserts nothing.
+Side by side in one run, because absolute times depend on the machine and on what else it does.
+Reports; asserts nothing.
 """
 import os
 import subprocess
@@ -17,11 +18,11 @@ from vqvae.quantizers.search import nearest_codes
 from vqvae.quantizers.vq import VectorQuantizer
 
 
-def best_of(call, repeats):
+def best_of(repeats, call, *arguments):
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
-        call()
+        call(*arguments)
         times.append(time.perf_counter() - start)
     return min(times)
 
@@ -51,6 +52,9 @@ def problem(rows, size, dim):
     return torch.randn(rows, dim, generator=generator), torch.randn(size, dim, generator=generator)
 
 
+def by_cdist(z, codes): return torch.cdist(z, codes).argmin(1)
+
+
 def product_in_blocks(z, codes, rows=1024):
     for block in z.split(rows): block @ codes.T
 
@@ -63,14 +67,23 @@ def search_table():
                                      (65536, 16384, 64, 1)):
         z, codes = problem(rows, size, dim)
         whole = rows * size * 4 < 2e9  # the table of distances has to fit
-        search = best_of(lambda: nearest_codes(z, codes), repeats)
-        cdist = best_of(lambda: torch.cdist(z, codes).argmin(1), repeats) if whole else float("nan")
-        product = best_of(lambda: product_in_blocks(z, codes), repeats)
+        search = best_of(repeats, nearest_codes, z, codes)
+        cdist = best_of(repeats, by_cdist, z, codes) if whole else float("nan")
+        product = best_of(repeats, product_in_blocks, z, codes)
         print(
             f"| {rows} × {size} × {dim} | {search:.4f} | {cdist:.4f} | {product:.4f} | "
             f"{search / product:.2f} |",
             flush=True,
         )
+
+
+def training_step(quantizer, optimizer, z):
+    x = z.clone().requires_grad_()
+    z_q, _, info = quantizer(x)
+    (z_q.square().mean() + sum(info["losses"].values())).backward()
+    if optimizer:
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def step_table():
@@ -80,14 +93,8 @@ def step_table():
     for name, learning in (("loss", None), ("moving average", EMALearning())):
         quantizer = VectorQuantizer(64, 1024, codes, learning=learning)
         optimizer = torch.optim.Adam(quantizer.parameters()) if learning is None else None
-
-        def step():
-            x = z.clone().requires_grad_()
-            z_q, _, info = quantizer(x)
-            (z_q.square().mean() + sum(info["losses"].values())).backward()
-            if optimizer: optimizer.step(), optimizer.zero_grad()
-
-        print(f"| VectorQuantizer by {name} | {1000 * best_of(step, 10):.1f} |")
+        best = best_of(10, training_step, quantizer, optimizer, z)
+        print(f"| VectorQuantizer by {name} | {1000 * best:.1f} |")
 
 
 def memory():
@@ -99,22 +106,26 @@ def memory():
 
 
 DRAG = """async ([label, milliseconds]) => {
-    const dot = document.querySelector(`[aria-label="${label}"]`), box = dot.getBoundingClientRect();
+    const dot = document.querySelector(`[aria-label="${label}"]`);
+    const box = dot.getBoundingClientRect();
     const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
-    const point = (type, dx, dy) => dot.dispatchEvent(new PointerEvent(type, { pointerId: 1, isPrimary: true, clientX: x + dx, clientY: y + dy, bubbles: true }));
+    const point = (type, dx, dy) => dot.dispatchEvent(new PointerEvent(type, {
+        pointerId: 1, isPrimary: true, clientX: x + dx, clientY: y + dy, bubbles: true }));
     dot.setPointerCapture = () => {}; // there is no such pointer: the events are ours
     dot.hasPointerCapture = () => true;
     point("pointerdown", 0, 0);
     const frames = [], work = [], start = performance.now(), channel = new MessageChannel();
     await new Promise((done) => {
         let begun = 0;
-        channel.port1.onmessage = () => work.push(performance.now() - begun); // after scripts, style, layout and paint
+        // after scripts, style, layout and paint
+        channel.port1.onmessage = () => work.push(performance.now() - begun);
         const frame = (now) => {
             frames.push(now);
             if (now - start > milliseconds) return done();
             begun = performance.now();
             channel.port2.postMessage(0);
-            requestAnimationFrame(frame); // before the move: the explorer's own callback then runs after this one, inside what is timed
+            // before the move: the explorer's callback runs after this one, inside what is timed
+            requestAnimationFrame(frame);
             const turn = (now - start) / 200;
             point("pointermove", 60 * Math.cos(turn), 60 * Math.sin(turn));
         };
@@ -144,10 +155,8 @@ def frames_table():
         page.get_by_label("Codeword 1", exact=True).wait_for()
         measured = page.evaluate(DRAG, ["Codeword 1", 5000])
         browser.close()
-    between, work = (
-        torch.tensor(measured["frames"]).double().diff(),
-        torch.tensor(measured["work"]).double(),
-    )
+    between = torch.tensor(measured["frames"]).double().diff()
+    work = torch.tensor(measured["work"]).double()
     print("| dragging one of 64 codewords for 5 s, a move in every frame | |\n| :-- | --: |")
     print(f"| frames per second | {1000 / between.mean():.1f} |")
     for name, values in (("between frames", between),

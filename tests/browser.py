@@ -1,13 +1,14 @@
-"A headless Chromium for the tests that look at pages. Without one they are skipped; with REQUIRE_BROWSER set, that is an error."
+"""A headless Chromium for the tests that look at pages.
+
+Without one they are skipped; with REQUIRE_BROWSER set, that is an error.
+"""
 import os
 import shutil
 
 import pytest
 
-CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None,
-                                                     map(shutil.which,
-                                                         ("chromium", "chromium-browser",
-                                                          "google-chrome"))), None)
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 OFFLINE = ("--no-sandbox", "--disable-gpu", "--disable-background-networking",
            "--disable-component-update", "--disable-sync", "--no-first-run")
 
@@ -19,8 +20,10 @@ def missing(what: str) -> None:
 
 @pytest.fixture(scope="session")
 def chromium():
-    try: from playwright.sync_api import sync_playwright
-    except ImportError: missing("playwright is not installed: pip install -e '.[dev]'")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        missing("playwright is not installed: pip install -e '.[dev]'")
     if not CHROMIUM:
         missing("no Chromium was found: install one, or name it in the environment variable "
                 "CHROMIUM")

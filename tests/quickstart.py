@@ -1,4 +1,5 @@
-"""The quick start of the specification, verbatim with `vqvae.` for `src.`; then what a reader would check."""
+"""The quick start of the specification, verbatim with `vqvae.` for `src.`; then what a reader would
+check."""
 import torch
 
 from vqvae.data import GaussianDataset

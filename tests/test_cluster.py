@@ -1,4 +1,5 @@
-"""A study on a dask cluster: a scheduler and two workers, processes on this machine that know only this package."""
+"""A study on a dask cluster: a scheduler and two workers, processes that know only this package."""
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +11,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from vqvae.studies.study import Study, _pack, _unpack, find_study, run_study, stored_rows
+from vqvae.studies import version
+from vqvae.studies.run import _dumps, _pack, _unpack, run_study
+from vqvae.studies.store import stored_rows
+from vqvae.studies.study import Study, find_study
 
 distributed = pytest.importorskip("distributed",
                                   reason="needs distributed: pip install 'vqvae[cluster]'")
@@ -46,7 +50,8 @@ OWN = {
         from pathlib import Path
         import own_helpers
         from own_helpers import Real
-        from vqvae.studies.study import Study, summarize_rows
+        from vqvae.evaluation.intervals import summarize_rows
+        from vqvae.studies.study import Study
         from vqvae.theory.rate_distortion import gaussian_distortion
         @cache
         def data(n): return own_helpers.TABLE["start"].sum() + n
@@ -56,11 +61,13 @@ OWN = {
             print(n, os.getpid(), file=open(Path(folder) / "calls", "a"), flush=True)
             while n == 4 and (Path(folder) / "hold").exists(): time.sleep(0.02)
             hits = data.cache_info().hits
-            return {"value": Real(n).value() + float(data(n)) + float(gaussian_distortion(1.0)) * seed,
+            value = Real(n).value() + float(data(n)) + float(gaussian_distortion(1.0)) * seed
+            return {"value": value,
                     "time_process": os.getpid(), "time_hit": data.cache_info().hits - hits}
         def summarize(rows): return summarize_rows(rows, ["n"], ["value"])
         folder = os.environ["OWN_FOLDER"]
-        study = Study("own", "?", measure, [{"n": n, "folder": folder} for n in range(4)], seeds=range(6), summarize=summarize)
+        study = Study("own", "?", measure, [{"n": n, "folder": folder} for n in range(4)],
+                      seeds=range(6), summarize=summarize)
     """,
 }
 
@@ -86,38 +93,58 @@ def own(tmp_path, monkeypatch):
     for name in OWN: sys.modules.pop(name, None)
 
 
+class Start:
+    "Starts programs of dask in a folder."
+    def __init__(self, folder, **environment):
+        self.folder, self.processes, self.environment = folder, [], environment
+
+    def __call__(self, command, *arguments):
+        line = [sys.executable, "-m", f"distributed.cli.{command}", *arguments, "--host",
+                "127.0.0.1", "--no-dashboard"]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]),
+                       "OMP_NUM_THREADS": "1", **self.environment}
+        with open(self.folder / f"{command}.log", "a") as log:
+            self.processes.append(subprocess.Popen(line, cwd=self.folder, stdout=log, stderr=log,
+                                                   env=environment))
+
+    def stop(self):
+        for process in reversed(self.processes): process.terminate()  # workers' nannies end them
+        for process in self.processes:
+            try: process.wait(timeout=20)
+            except subprocess.TimeoutExpired: process.kill()
+
+
+@pytest.fixture
+def start(tmp_path_factory):
+    "A function that starts a scheduler or a worker in a folder of its own."
+    starts = Start(tmp_path_factory.mktemp("deadly"),
+                   # the first death of a worker is enough to give a row up
+                   DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="0")
+    yield starts
+    starts.stop()
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """Address of a scheduler with two workers of one thread; a function that lists the workers'
     processes."""
-    folder, processes = tmp_path_factory.mktemp("cluster"), []
-
-    def start(command, *arguments):
-        with open(folder / f"{command}.log", "a") as log:
-            processes.append(subprocess.Popen([sys.executable, "-m", f"distributed.cli.{command}",
-                                               *arguments, "--host", "127.0.0.1", "--no-dashboard"],
-                                              cwd=folder, stdout=log, stderr=log,
-                                              env={**os.environ,
-                                                   "PYTHONPATH": str(Path(__file__).parents[1]),
-                                                   "OMP_NUM_THREADS": "1"}))
+    start = Start(tmp_path_factory.mktemp("cluster"))
     try:
         start("dask_scheduler", "--port", "0", "--scheduler-file", "scheduler.json")
         for _ in range(2):
             start("dask_worker", "--scheduler-file", "scheduler.json", "--nthreads", "1",
                   "--no-nanny")
-        with distributed.Client(scheduler_file=str(folder / "scheduler.json"), timeout=120,
+        with distributed.Client(scheduler_file=str(start.folder / "scheduler.json"), timeout=120,
                                 set_as_default=False) as client:
             client.wait_for_workers(2, timeout=120)
             yield client.scheduler.address, lambda: client.run(os.getpid).values()
-    finally:
-        for process in processes: process.kill()
-        for process in processes: process.wait()
+    finally: start.stop()
 
 
 def test_function_travels_with_all_it_reaches_and_unchanged(own):
-    packed, code = _pack(own.measure)
+    packed = _pack(own.measure, everything=True)
     modules = {name: sys.modules.pop(name) for name in OWN}
-    try: function = _unpack(packed, code)
+    try: function = _unpack(packed)
     finally: sys.modules |= modules
     assert (
         function is not own.measure
@@ -125,7 +152,7 @@ def test_function_travels_with_all_it_reaches_and_unchanged(own):
     )
     frame = sys._getframe()
     def closes(seed): return frame
-    with pytest.raises(TypeError, match="measure cannot be sent to a cluster"): _pack(closes)
+    with pytest.raises(TypeError, match="cannot be sent to another process"): _dumps(closes, ())
 
 
 def test_rows_of_a_cluster_are_those_of_one_process(cluster, own, tmp_path):
@@ -173,16 +200,47 @@ def test_rows_of_a_worker_that_is_killed_go_to_the_other(cluster, own, tmp_path)
                                    run_study(study, tmp_path / "here", progress=False).value)
     study = Study("halt", "?", own.measure, [{"n": n, "folder": str(tmp_path)} for n in (5, 1)],
                   seeds=(0,))
-    # what dask itself reports is the error of a row
+    # also what is no Exception is the error of a row
     rows = run_study(study, tmp_path, progress=False, scheduler=address)
-    assert rows.error[0] == "Halt: all stop" and rows.error[1:].isna().all()
+    assert rows.error[0].endswith("Halt: all stop\n") and rows.error[1:].isna().all()
 
 
-def test_other_code_of_this_package_is_noticed(own, monkeypatch):
-    from vqvae.theory import rate_distortion
-    packed, code = _pack(own.measure)
-    monkeypatch.setattr(rate_distortion, "gaussian_distortion", lambda rate: 0.0)
-    with pytest.raises(RuntimeError, match="has another vqvae"): _unpack(packed, code)
+def test_other_code_of_this_package_is_noticed(own, tmp_path, monkeypatch):
+    packed, find_source = _pack(own.measure, everything=True), version.find_source
+    assert "vqvae.theory.rate_distortion" in packed.modules
+    (tmp_path / "other.py").write_text("def gaussian_distortion(rate): return 0.0")
+    monkeypatch.setattr(version, "find_source", lambda module, *rest:
+                        tmp_path / "other.py" if module.endswith(".rate_distortion")
+                        else find_source(module, *rest))
+    with pytest.raises(RuntimeError, match="has another vqvae"): _unpack(packed)
+
+
+DEADLY = """
+import os
+from vqvae.studies.study import Study
+
+def measure(n, seed):
+    if n == 1: os.kill(os.getpid(), 9)
+    return {"value": n + seed}
+
+study = Study("deadly", "?", measure, [{"n": n} for n in range(4)], seeds=(0, 1))
+"""
+
+
+def test_row_that_kills_its_workers_has_failed_and_the_others_are_measured(start, tmp_path,
+                                                                           monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "deadly.py").write_text(DEADLY)
+    start("dask_scheduler", "--port", "0", "--scheduler-file", "scheduler.json")
+    # with nannies, which start a worker again
+    for _ in range(2): start("dask_worker", "--scheduler-file", "scheduler.json", "--nthreads", "1")
+    wait_until((start.folder / "scheduler.json").exists)
+    address = json.loads((start.folder / "scheduler.json").read_text())["address"]
+    rows = run_study(find_study(str(tmp_path / "deadly.py")), tmp_path, progress=False,
+                     scheduler=address)
+    sys.modules.pop("deadly")
+    assert rows.error.notna().tolist() == [False, True, False, False] * 2
+    assert rows.error.dropna().str.startswith("KilledWorker").all()
 
 
 def test_scheduler_that_is_not_there_is_one_line_within_seconds(own, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"What every dataset promises, over all of them: order, split, seeds, global generators left alone, errors."
+"What every dataset promises: order, split, seeds, global generators left alone, errors."
 import gzip
 import hashlib
 import json
@@ -284,8 +284,9 @@ def test_bad_fractions(fraction):
 # --- each of them ---
 
 @pytest.mark.parametrize("arguments, match", [
-    (dict(d=4, k=5), "k must be at most d=4, got k=5"), (dict(d=4, k=0), "k must be positive"), (dict(d=0, k=0), "must be positive"),
-    (dict(d=4, k=2, sigma_noise=-1e-9), "sigma_noise"), (dict(d=4, k=2, sigma_noise=float("nan")), "sigma_noise"),
+    (dict(d=4, k=5), "k must be at most d=4, got k=5"), (dict(d=4, k=0), "k must be positive"),
+    (dict(d=0, k=0), "must be positive"), (dict(d=4, k=2, sigma_noise=-1e-9), "sigma_noise"),
+    (dict(d=4, k=2, sigma_noise=float("nan")), "sigma_noise"),
     (dict(d=4, k=2, n_samples=0), "n_samples"), (dict(d=4, k=2, n_test=0), "n_test")])
 def test_gaussian_bad_arguments(arguments, match):
     with pytest.raises(ValueError, match=match): GaussianDataset(**arguments)
@@ -311,8 +312,8 @@ def test_gaussian_test_set_does_not_move_the_training_set():
 @pytest.mark.parametrize("color", [False, True])
 def test_patches_lie_where_they_say_and_share_no_pixel(color):
     from vqvae.data.patches import load_photographs
-    dataset, photographs = ImagePatchDataset(13, 400, 300, color=color,
-                                             seed=2), load_photographs(color)
+    dataset = ImagePatchDataset(13, 400, 300, color=color, seed=2)
+    photographs = load_photographs(color)
     for split in ("train", "test"):
         for patch_, (i, r, c) in zip(getattr(dataset, split), dataset.positions[split].tolist()):
             assert torch.equal(patch_, photographs[i, :, r:r + 13, c:c + 13])
@@ -320,8 +321,9 @@ def test_patches_lie_where_they_say_and_share_no_pixel(color):
 
 
 @pytest.mark.parametrize("arguments, match", [
-    (dict(patch_size=0), "patch_size"), (dict(patch_size=129), "at most 128"), (dict(n_train=-1), "n_train"),
-    (dict(patch_size=128, n_train=20, n_test=601), "601 patches were asked for, but there are 600")])
+    (dict(patch_size=0), "patch_size"), (dict(patch_size=129), "at most 128"),
+    (dict(n_train=-1), "n_train"), (dict(patch_size=128, n_train=20, n_test=601),
+                                    "601 patches were asked for, but there are 600")])
 def test_patches_bad_arguments(arguments, match):
     with pytest.raises(ValueError, match=match): ImagePatchDataset(**arguments)
 
@@ -346,7 +348,8 @@ def test_openml_without_network_names_data_folder_and_cause(tmp_path):
         assert part in str(caught.value)
     assert isinstance(caught.value.__cause__, URLError)
     busy = HTTPError("https://www.openml.org", 503, "Service Unavailable", {}, None)
-    with patch("sklearn.datasets._openml.urlopen", side_effect=busy), pytest.raises(ConnectionError, match="503"):
+    with (patch("sklearn.datasets._openml.urlopen", side_effect=busy),
+          pytest.raises(ConnectionError, match="503")):
         OpenMLImageDataset("cifar10", data_home=tmp_path)
 
 
@@ -355,6 +358,11 @@ def test_openml_half_a_cache_is_an_error(tmp_path):
     Path(tmp_path, "openml/openml.org/data/v1/download/554.gz").unlink()
     with pytest.raises(ConnectionError, match="'mnist' is not complete"):
         OpenMLImageDataset("mnist", data_home=tmp_path)
+
+
+def test_openml_takes_numbers_of_numpy(home):
+    dataset = OpenMLImageDataset("mnist", np.int64(5), np.int32(2), data_home=home)
+    assert (len(dataset), len(dataset.test)) == (5, 2)
 
 
 def test_openml_bad_arguments(home, tmp_path):

@@ -1,5 +1,9 @@
-"Each explorer's `compute` in JavaScript equals the package in Python."
+"Each explorer's JavaScript equals the package in Python; what every explorer promises."
+import ast
 import json
+import subprocess
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +14,20 @@ from scipy.stats import norm
 
 pytest.importorskip("anywidget", reason="explorers need anywidget: pip install -e '.[lab]'")
 
+from traitlets import TraitError
+
+from vqvae import explorers
 from vqvae.data.digits import DigitsDataset
 from vqvae.evaluation.metrics import CodebookMetrics
 from vqvae.explorers import (
+    Array,
     CodebookExplorer,
     CollapseExplorer,
+    Explorer,
     FSQExplorer,
     GradientExplorer,
-    GumbelExplorer,
-    WaterFillingExplorer,
+    Real,
+    Whole,
     explorer_source,
     load_recording,
     record_run,
@@ -45,7 +54,8 @@ def call(chromium):
     def call(module: str, function: str, *arguments):
         return page.evaluate(
             """async ([source, name, given]) => {
-            const module = await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
+            const blob = new Blob([source], { type: "text/javascript" });
+            const module = await import(URL.createObjectURL(blob));
             return module[name](...given);
         }""",
             [explorer_source(module), function, json.loads(json.dumps(arguments))],
@@ -214,7 +224,8 @@ def test_collapse(call, frame):
             assert found[side]["reconstruction"] == run["reconstruction"][frame]
 
 
-@pytest.mark.parametrize("names", [("uniform", "rotation", "after 50 idle steps"), ("k-means", "straight-through", "none")], ids=", ".join)
+@pytest.mark.parametrize("names", [("uniform", "rotation", "after 50 idle steps"),
+                                   ("k-means", "straight-through", "none")], ids=", ".join)
 def test_the_recording_can_be_made_again(names):
     """The first hundred steps, past the first revival: later a difference of rounding on another
     machine may have grown."""
@@ -237,11 +248,137 @@ def test_a_recording_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError): record_collapse(path)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
+# --- what every explorer promises; one that is exported is tested ---
 
-@pytest.mark.parametrize("explorer", [CodebookExplorer, CollapseExplorer, FSQExplorer, GradientExplorer, GumbelExplorer, WaterFillingExplorer])
-def test_the_notebook_shows_the_present_module(explorer):
+EXPORTED = [getattr(explorers, name) for name in explorers.__all__]
+EXPLORERS = [part for part in EXPORTED if isinstance(part, type) and issubclass(part, Explorer)
+             and part is not Explorer]
+WIDGETS = [*EXPLORERS, explorers.LiveTraining]
+SOURCES = sorted(Path(explorers.__file__).parent.glob("*.js"))
+
+
+def traits(explorer, kind): return [name for name, t in explorer.traits().items()
+                                    if isinstance(t, kind)]
+
+
+def test_every_class_of_the_room_is_exported():
+    found = {cls for path in Path(explorers.__file__).parent.glob("[!_]*.py")
+             for cls in vars(import_module(f"vqvae.explorers.{path.stem}")).values()
+             if isinstance(cls, type) and issubclass(cls, Explorer) and cls is not Explorer}
+    assert found == set(EXPLORERS)
+
+
+@pytest.mark.parametrize("cls", WIDGETS, ids=lambda cls: cls.__name__)
+def test_it_opens_and_closes(cls, monkeypatch):
+    monkeypatch.setenv("VQVAE_STATIC", "1")
+    widget = cls()
+    assert len(widget._repr_mimebundle_()) == 2 and widget.comm is not None
+    widget.close()
+    widget.close()  # twice is once
+    assert widget.comm is None
+
+
+@pytest.mark.parametrize("cls", EXPLORERS, ids=lambda cls: cls.__name__)
+def test_it_refuses_what_is_no_number_and_stays_as_it_was(cls):
+    explorer = cls()
+    before = json.dumps(explorer.state())
+    for wrong in (float("nan"), float("inf"), "text", None, [[["x"]]]):
+        for name in traits(explorer, (Real, Whole)):
+            with pytest.raises(TraitError): setattr(explorer, name, wrong)
+        for name in traits(explorer, Array):
+            array = np.full_like(getattr(explorer, name), np.nan) if wrong != wrong else wrong
+            with pytest.raises(TraitError): setattr(explorer, name, array)
+    assert json.dumps(explorer.state()) == before
+
+
+@pytest.mark.parametrize("cls", EXPLORERS, ids=lambda cls: cls.__name__)
+def test_it_takes_numbers_of_numpy_and_tensors_of_every_dtype(cls):
+    explorer = cls()
+    before = explorer.state()
+    for name in traits(explorer, Real): setattr(explorer, name, np.float64(getattr(explorer, name)))
+    for name in traits(explorer, Whole): setattr(explorer, name, np.int64(getattr(explorer, name)))
+    for name in traits(explorer, Array):
+        setattr(explorer, name, torch.from_numpy(getattr(explorer, name).copy()).requires_grad_())
+    assert json.dumps(explorer.state()) == json.dumps(before)
+    for name in traits(explorer, Array):
+        setattr(explorer, name, torch.from_numpy(getattr(explorer, name).copy()).bfloat16())
+
+
+def test_levels_of_numpy_reach_javascript():
+    explorer = FSQExplorer(levels=[np.int64(3), np.int32(4)])
+    assert json.dumps(explorer.state()["levels"]) == "[3, 4]"
+    for wrong in ([3.0, 4], [3], [1, 2], [3, 4, 5]):
+        with pytest.raises(TraitError, match="levels"): explorer.levels = wrong
+
+
+@pytest.mark.parametrize("cls", WIDGETS, ids=lambda cls: cls.__name__)
+def test_it_has_a_page_in_the_index_and_in_the_sidebar(cls):
+    pages = [path.name for path in NOTEBOOKS.glob("[0-9]*.ipynb")
+             if f"class {cls.__name__}(" in path.read_text(encoding="utf-8")]
+    assert len(pages) == 1
+    assert f"({pages[0]})" in (NOTEBOOKS / "index.ipynb").read_text(encoding="utf-8")
+    sidebar = (NOTEBOOKS.parent.parent / "_quarto.yml").read_text(encoding="utf-8")
+    assert f"explorers/{pages[0]}" in sidebar or "auto: explorers" in sidebar
+
+
+@pytest.mark.parametrize("cls", EXPLORERS, ids=lambda cls: cls.__name__)
+def test_its_picture_can_be_taken_away(cls, chromium):
+    "What `render` returns, if anything, is a function that stops what moves by itself."
+    page = chromium.new_page()
+    page.set_content("<div id=host></div>")
+    moved = page.evaluate(
+        """async ([source, state]) => {
+            const blob = new Blob([source], { type: "text/javascript" });
+            const { default: explorer, pageModel } = await import(URL.createObjectURL(blob));
+            const model = pageModel(state), el = document.getElementById("host");
+            const away = explorer.render({ model, el });
+            for (const button of el.querySelectorAll("button")) button.click();
+            await new Promise((done) => setTimeout(done, 50));
+            away?.();
+            const before = JSON.stringify(state);
+            await new Promise((done) => setTimeout(done, 1500));
+            return JSON.stringify(state) !== before;
+        }""",
+        [cls()._esm, json.loads(json.dumps(cls().state()))],
+    )
+    page.close()
+    assert not moved
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_javascript_can_be_read(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert not [i for i, line in enumerate(lines, 1) if len(line) > 100]
+    if path.stem != "shared":
+        assert any("compute" in line and line.startswith("export") for line in lines)
+
+
+def test_without_the_extra_the_error_says_what_to_install():
+    for missing in ("anywidget", "traitlets"):
+        code = f"import sys; sys.modules[{missing!r}] = None; import vqvae.explorers"
+        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert "pip install 'vqvae[lab]'" in told.stderr
+
+
+HEAVY = {"sklearn", "scipy", "pandas", "matplotlib", "PIL", "lightning_fabric"}
+ROOMS = [path for room in ("data", "theory", "explorers")
+         for path in sorted((Path(explorers.__file__).parent.parent / room).glob("*.py"))]
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_heavy_libraries_are_imported_where_they_are_used(path):
+    at_the_top = [node for node in ast.parse(path.read_text(encoding="utf-8")).body
+                  if isinstance(node, (ast.Import, ast.ImportFrom))]
+    names = {alias.name for node in at_the_top if isinstance(node, ast.Import)
+             for alias in node.names}
+    names |= {node.module or "" for node in at_the_top if isinstance(node, ast.ImportFrom)}
+    assert not {name.partition(".")[0] for name in names} & HEAVY
+
+
+@pytest.mark.parametrize("cls", EXPLORERS, ids=lambda cls: cls.__name__)
+def test_the_notebook_shows_the_present_module(cls):
     "The page holds JavaScript as it was when the notebook ran: it must be today's."
     shown = [output["data"]["text/markdown"] for path in NOTEBOOKS.glob("*.ipynb")
-             for cell in json.loads(path.read_text())["cells"]
+             for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
              for output in cell.get("outputs", []) if "text/markdown" in output.get("data", {})]
-    assert any("".join(text) == explorer().page() for text in shown), "run `make notebooks`"
+    assert any("".join(text) == cls().page() for text in shown), "run `make notebooks`"

@@ -1,24 +1,29 @@
-"What every initializer keeps: shape, dtype, determinism, the global generator, errors; and k-means on hard data."
+"""What every initializer keeps: shape, dtype, determinism, the global generator, errors; and
+k-means on hard data."""
 import inspect
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
+from vqvae import initialization as room
 from vqvae.core import import_path, resolve
+from vqvae.initialization import base as initialization_base
 from vqvae.initialization import (
     codebook_covariance,
     kmeans_init,
     normal_init,
     rd_gaussian_init,
     sample_init,
-    uniform_init,
 )
 from vqvae.theory import water_filling
 
-ALL = [uniform_init, normal_init, sample_init, kmeans_init, rd_gaussian_init]
-WITHOUT_DATA = [uniform_init, normal_init, rd_gaussian_init]
+NO_INITIALIZERS = {"Initializer", "codebook_covariance"}  # what else the room exports
+ALL = [getattr(room, name) for name in room.__all__ if name not in NO_INITIALIZERS]
+WITHOUT_DATA = [f for f in ALL if f not in (sample_init, kmeans_init)]
 every = pytest.mark.parametrize("initializer", ALL, ids=lambda f: f.__name__)
 
 
@@ -62,6 +67,41 @@ def test_deterministic_and_global_generators_untouched(initializer):
 
 
 @every
+def test_numpy_integers(initializer):
+    found = initializer(np.int64(8), np.int64(3), latents(50, 3))
+    assert torch.equal(found, initializer(8, 3, latents(50, 3)))
+
+
+@every
+def test_computes_on_the_cpu_for_a_device_without_float64(initializer, monkeypatch):
+    """The generator's device stands in for Apple's GPU: nothing is drawn or computed there but the
+    seed of a generator that has float64."""
+    monkeypatch.setattr(initialization_base, "has_float64", lambda device: False)
+    generator = torch.Generator().manual_seed(3)
+    found = initializer(8, 3, latents(50, 3), generator=generator)
+    drawn = torch.randint(2**31 - 1, (), generator=torch.Generator().manual_seed(3))
+    monkeypatch.undo()
+    expected = initializer(8, 3, latents(50, 3),
+                           generator=torch.Generator().manual_seed(int(drawn)))
+    assert torch.equal(found, expected)
+
+
+def test_kmeans_max_iter_is_an_integer():
+    with pytest.raises(TypeError, match="max_iter must be an int, got float"):
+        kmeans_init(4, 3, latents(50, 3), max_iter=2.5)
+    assert kmeans_init(4, 3, latents(50, 3), max_iter=np.int64(3)).shape == (4, 3)
+
+
+def test_importing_starts_without_heavy_libraries():
+    code = ("import sys, torch; before = set(sys.modules)\n"
+            "import vqvae.initialization, vqvae.quantizers\n"
+            "heavy = ('sklearn', 'threadpoolctl', 'pandas', 'matplotlib', 'torch._dynamo')\n"
+            "print([name for name in heavy if name in set(sys.modules) - before])")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@every
 def test_signature_and_import_path(initializer):
     parameters = inspect.signature(initializer).parameters
     assert list(parameters)[:4] == ["codebook_size", "dim", "data", "generator"]
@@ -75,13 +115,15 @@ def test_signature_and_import_path(initializer):
     (dict(codebook_size=0), ValueError, "codebook_size must be positive, got 0"),
     (dict(dim=-1), ValueError, "dim must be positive, got -1"),
     (dict(codebook_size=2.5), TypeError, "codebook_size must be an int, got float"),
-    (dict(codebook_size=True), TypeError, "codebook_size must be a number, got bool"),
+    (dict(codebook_size=True), TypeError, "codebook_size must be an int, got bool"),
     (dict(dim=4), ValueError, r"data must have 4 values on its last axis, got shape \(50, 3\)"),
     (dict(data=torch.zeros(0, 3)), ValueError, "data is empty"),
     (dict(data=torch.full((50, 3), math.nan)), ValueError, "data holds 150 NaN"),
     (dict(data=torch.full((50, 3), math.inf)), ValueError, "data holds 150 NaN or inf"),
-    (dict(data=torch.full((50, 3), 1e300, dtype=torch.float64)), ValueError, "data holds 150 NaN or inf"),
-    (dict(data=torch.zeros(50, 3, dtype=torch.int64)), TypeError, "data must be a floating-point tensor"),
+    (dict(data=torch.full((50, 3), 1e300, dtype=torch.float64)), ValueError,
+     "data holds 150 NaN or inf"),
+    (dict(data=torch.zeros(50, 3, dtype=torch.int64)), TypeError,
+     "data must be a floating-point tensor"),
     (dict(data=np.zeros((50, 3))), TypeError, "data must be a torch.Tensor, got ndarray"),
     (dict(generator=3), TypeError, "generator must be a torch.Generator, got int"),
 ])

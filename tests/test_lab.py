@@ -16,6 +16,7 @@ import pytest
 from browser import missing
 
 NOTEBOOKS = Path(__file__).parent.parent / "nbs" / "explorers"
+pytestmark = pytest.mark.slow
 PATIENCE = 120_000  # milliseconds: a kernel that imports torch on a busy machine
 
 
@@ -46,11 +47,7 @@ def lab(tmp_path_factory):
     environment = {**os.environ, **own, "JUPYTER_PREFER_ENV_PATH": "1", "OMP_NUM_THREADS": "1"}
     environment.pop("VQVAE_STATIC", None)
     command = [
-        sys.executable,
-        "-m",
-        "jupyterlab",
-        "--no-browser",
-        "--allow-root",
+        *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
         "--ServerApp.ip=127.0.0.1",
         f"--ServerApp.port={port}",
         f"--IdentityProvider.token={token}",

@@ -1,10 +1,11 @@
-"Live training without a browser: every composition trains, buttons work on an event loop, nothing is lost by stopping."
+"Live training without a browser: every composition trains, buttons work, stopping loses nothing."
 import asyncio
 import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,7 +35,8 @@ def compositions():
             yield {"encoder": encoder, "quantizer": quantizer, **dict(zip(names, values))}
 
 
-@pytest.mark.parametrize("chosen", list(compositions()), ids=lambda chosen: ", ".join(chosen.values()))
+@pytest.mark.parametrize("chosen", list(compositions()),
+                         ids=lambda chosen: ", ".join(chosen.values()))
 def test_every_composition_trains(chosen):
     data = DigitsDataset()
     trainer = live_trainer(PLAIN | chosen, data)
@@ -74,7 +76,9 @@ async def until(condition):
     raise AssertionError("it did not happen")
 
 
-@pytest.mark.parametrize("chosen", [{"revival": "after 20 idle steps"}, {"learning": "moving average"}, {"quantizer": "Gumbel-softmax"}], ids=str)
+@pytest.mark.parametrize("chosen", [
+    {"revival": "after 20 idle steps"}, {"learning": "moving average"},
+    {"quantizer": "Gumbel-softmax"}], ids=str)
 def test_run_stop_run_is_one_run(chosen):
     live = made(every=5, **chosen)
 
@@ -247,6 +251,95 @@ def test_a_model_of_ones_own_is_trained_and_reset():
     assert live.trainer.step == 0
 
 
-@pytest.mark.parametrize("wrong", [{"every": 0}, {"every": 2.5}, {"batch_size": -1}, {"data": "guess"}, {"codes": 1}, {"quantizer": "guess"}, {"steps": 3}], ids=str)
+@pytest.mark.parametrize("wrong", [
+    {"every": 0}, {"every": 2.5}, {"batch_size": -1}, {"data": "guess"}, {"codes": 1},
+    {"codes": 16.5}, {"quantizer": "guess"}, {"quantizer": None}, {"steps": 3}], ids=str)
 def test_wrong_arguments(wrong):
-    with pytest.raises((ValueError, TypeError)): LiveTraining(**wrong)
+    with pytest.raises((ValueError, TypeError), match=next(iter(wrong))): LiveTraining(**wrong)
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"data must be one of \['digits', 'Gaussian'\]"):
+        LiveTraining(data="mnist")
+
+
+def test_numpy_integers_are_numbers():
+    live = LiveTraining(every=np.int64(3), batch_size=np.int32(32), codes=np.int64(8))
+    live.advance(np.int16(2))
+    assert live.trainer.step == 2 and live.model.quantizer.codebook_size == 8
+
+
+# --- closed is stopped ---
+
+def test_a_closed_widget_stops():
+    live = made(every=5)
+
+    async def press():
+        live.run()
+        await until(lambda: live.trainer.step >= 5)
+        live.close()
+        assert not live.running
+        step = live.trainer.step
+        await asyncio.sleep(0.2)
+        assert live.trainer.step == step
+        with pytest.raises(RuntimeError, match="closed"): live.run()
+
+    in_thread(asyncio.run, press())
+    live.advance(5)  # model and trainer are still there
+    assert all(control.comm is None for control in live.controls.values())
+
+
+def cell_run(monkeypatch, cell, run):
+    monkeypatch.setattr("vqvae.explorers.live._execution", lambda: (cell, run))
+
+
+def test_a_cell_run_again_closes_what_it_made(monkeypatch):
+    async def press():
+        cell_run(monkeypatch, "a", "first")
+        first, beside = LiveTraining(every=5), LiveTraining(every=5)  # two in one cell
+        cell_run(monkeypatch, "b", "second")
+        other = LiveTraining(every=5)  # another cell
+        for live in (first, other): live.run()
+        assert first.running and beside.comm is not None
+        cell_run(monkeypatch, "a", "third")
+        with pytest.raises(ValueError): LiveTraining(every=0)
+        assert first.running  # a cell that fails leaves the former
+        again = LiveTraining(every=5)
+        assert not first.running and first.comm is beside.comm is None
+        assert other.running and again.comm is not None
+        other.close()
+
+    in_thread(asyncio.run, press())
+
+
+KERNEL = """
+import asyncio
+from vqvae.explorers import LiveTraining
+try: former = live
+except NameError: former = None
+live = LiveTraining(every=5)
+live.run()
+print(None if former is None else former.running)
+"""
+
+
+def test_a_kernel_says_which_cell_runs():
+    client = pytest.importorskip("jupyter_client")
+    manager, kernel = client.manager.start_new_kernel(kernel_name="python3")
+    try:
+        told = []
+        for cell in ("a", "a", "b"):
+            content = {"code": KERNEL, "silent": False, "store_history": True,
+                       "user_expressions": {}, "allow_stdin": False}
+            message = kernel.session.msg("execute_request", content, metadata={"cellId": cell})
+            kernel.shell_channel.send(message)
+            while True:
+                answer = kernel.get_iopub_msg(timeout=120)
+                if answer["parent_header"].get("msg_id") != message["msg_id"]: continue
+                if answer["msg_type"] == "stream": told.append(answer["content"]["text"])
+                assert answer["msg_type"] != "error", answer["content"]["traceback"]
+                if answer["content"].get("execution_state") == "idle": break
+        assert "".join(told).split() == ["None", "False", "True"]
+    finally:
+        kernel.stop_channels()
+        manager.shutdown_kernel(now=True)

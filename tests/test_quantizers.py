@@ -1,20 +1,20 @@
-"""One contract over every quantizer x shape x mode x dtype."""
+"""One contract over every quantizer that the room exports x shape x mode x dtype."""
 import copy
+import importlib
+import inspect
+import pkgutil
 
 import pytest
 import torch
 
+from vqvae import quantizers as room
 from vqvae.models.io import load_component, save_component
-from vqvae.quantizers.estimators import (
-    projection,
-    rotation,
-    rotation_tangent,
-    rotation_unscaled,
-    straight_through,
-)
+from vqvae.quantizers.base import BaseQuantizer
+from vqvae.quantizers.codebook import CodebookQuantizer
+from vqvae.quantizers.estimators import rotation, rotation_tangent, rotation_unscaled
 from vqvae.quantizers.fsq import FiniteScalarQuantizer
 from vqvae.quantizers.gumbel import GumbelSoftmaxQuantizer, LinearLogits
-from vqvae.quantizers.learning import EMALearning, Revival
+from vqvae.quantizers.learning import CodebookLearning, EMALearning, LossLearning, Revival
 from vqvae.quantizers.search import nearest_codes
 from vqvae.quantizers.vq import ProjectionVectorQuantizer, RotationVectorQuantizer, VectorQuantizer
 
@@ -24,27 +24,40 @@ DIM, SIZE = 4, 16
 def codes(): return torch.randn(SIZE, DIM, generator=torch.Generator().manual_seed(5))
 
 
-QUANTIZERS = {
-    "VQ": lambda: VectorQuantizer(DIM, SIZE, codes()),
-    "VQ uniform": lambda: VectorQuantizer(DIM, SIZE),
-    "VQ EMA": lambda: VectorQuantizer(DIM, SIZE, codes(), learning=EMALearning(0.9)),
-    "VQ EMA revival": lambda: VectorQuantizer(
-        DIM, SIZE, codes(), learning=EMALearning(0.9, every=2), revival=Revival(2)
-    ),
-    "VQ loss revival": lambda: VectorQuantizer(DIM, SIZE, codes(), revival=Revival(2)),
-    "VQ unscaled rotation": lambda: VectorQuantizer(DIM, SIZE, codes(), rotation_unscaled),
-    "VQ tangent rotation": lambda: VectorQuantizer(DIM, SIZE, codes(), rotation_tangent),
-    "rotation VQ": lambda: RotationVectorQuantizer(DIM, SIZE, codes()),
-    "projection VQ": lambda: ProjectionVectorQuantizer(DIM, SIZE, codes()),
-    "FSQ even": lambda: FiniteScalarQuantizer([2] * DIM),
-    "FSQ odd": lambda: FiniteScalarQuantizer([3, 5, 7, 3]),
-    "FSQ mixed": lambda: FiniteScalarQuantizer([8, 5, 2, 4]),
-    "Gumbel": lambda: GumbelSoftmaxQuantizer(DIM, SIZE, codes()),
-    "Gumbel linear": lambda: GumbelSoftmaxQuantizer(
-        DIM, SIZE, codes(), logits=LinearLogits(DIM, SIZE)
-    ),
-    "Gumbel soft": lambda: GumbelSoftmaxQuantizer(DIM, SIZE, codes(), hard=False),
+# every exported quantizer needs an example here; one that is left out fails below
+EXAMPLES = {
+    VectorQuantizer: {
+        "VQ": lambda: VectorQuantizer(DIM, SIZE, codes()),
+        "VQ uniform": lambda: VectorQuantizer(DIM, SIZE),
+        "VQ EMA": lambda: VectorQuantizer(DIM, SIZE, codes(), learning=EMALearning(0.9)),
+        "VQ EMA revival": lambda: VectorQuantizer(
+            DIM, SIZE, codes(), learning=EMALearning(0.9, every=2), revival=Revival(2)
+        ),
+        "VQ loss revival": lambda: VectorQuantizer(DIM, SIZE, codes(), revival=Revival(2)),
+        "VQ unscaled rotation": lambda: VectorQuantizer(DIM, SIZE, codes(), rotation_unscaled),
+        "VQ tangent rotation": lambda: VectorQuantizer(DIM, SIZE, codes(), rotation_tangent),
+    },
+    RotationVectorQuantizer: {
+        "rotation VQ": lambda: RotationVectorQuantizer(DIM, SIZE, codes()),
+    },
+    ProjectionVectorQuantizer: {
+        "projection VQ": lambda: ProjectionVectorQuantizer(DIM, SIZE, codes()),
+    },
+    FiniteScalarQuantizer: {
+        "FSQ even": lambda: FiniteScalarQuantizer([2] * DIM),
+        "FSQ odd": lambda: FiniteScalarQuantizer([3, 5, 7, 3]),
+        "FSQ mixed": lambda: FiniteScalarQuantizer([8, 5, 2, 4]),
+    },
+    GumbelSoftmaxQuantizer: {
+        "Gumbel": lambda: GumbelSoftmaxQuantizer(DIM, SIZE, codes()),
+        "Gumbel linear": lambda: GumbelSoftmaxQuantizer(
+            DIM, SIZE, codes(), logits=LinearLogits(DIM, SIZE)
+        ),
+        "Gumbel soft": lambda: GumbelSoftmaxQuantizer(DIM, SIZE, codes(), hard=False),
+    },
 }
+QUANTIZERS = {name: make for examples in EXAMPLES.values() for name, make in examples.items()}
+RULES = {LossLearning: lambda: LossLearning(), EMALearning: lambda: EMALearning(0.9)}
 SHAPES = [(7,), (1,), (2, 3), (2, 3, 5), (2, 1, 3, 2)]  # all but the last axis
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -56,6 +69,53 @@ def latents(shape, dtype=torch.float32, seed=0):
 
 
 def noisy(name, training): return name == "Gumbel soft" and training
+
+
+def exported(kind):
+    "Classes of a kind, without the abstract ones, that the room exports."
+    found = [getattr(room, name) for name in room.__all__]
+    return [value for value in found if isinstance(value, type) and issubclass(value, kind)
+            and not inspect.isabstract(value)]
+
+
+def estimators():
+    "Functions `(z, q) -> z_q` that the room exports."
+    found = [getattr(room, name) for name in room.__all__]
+    return [value for value in found if inspect.isfunction(value)
+            and list(inspect.signature(value).parameters) == ["z", "q"]]
+
+
+def without_example():
+    return [kind for kind in exported(BaseQuantizer) if kind not in EXAMPLES]
+
+
+def test_every_exported_quantizer_and_rule_has_an_example():
+    assert without_example() == []
+    for kind, examples in EXAMPLES.items():
+        assert examples and all(type(make()) is kind for make in examples.values())
+    assert set(RULES) == set(exported(CodebookLearning)) and len(estimators()) >= 5
+
+
+def test_a_quantizer_without_example_is_found(monkeypatch):
+    class Forgotten(FiniteScalarQuantizer): pass
+    monkeypatch.setattr(room, "Forgotten", Forgotten, raising=False)
+    monkeypatch.setattr(room, "__all__", [*room.__all__, "Forgotten"])
+    assert without_example() == [Forgotten]
+
+
+def test_every_quantizer_of_the_room_is_exported():
+    for module in pkgutil.iter_modules(room.__path__):
+        for name, value in vars(importlib.import_module(f"{room.__name__}.{module.name}")).items():
+            if isinstance(value, type) and issubclass(value, (BaseQuantizer, CodebookLearning)):
+                assert name in room.__all__, f"{name} is not exported"
+
+
+def test_no_quantizer_overrides_a_method_to_refuse_it():
+    quantizer = FiniteScalarQuantizer([3, 4])
+    assert not isinstance(quantizer, CodebookQuantizer)
+    assert not hasattr(quantizer, "set_codebook") and not hasattr(quantizer, "initialize")
+    for kind in exported(BaseQuantizer):
+        assert list(inspect.signature(kind.forward).parameters) == ["self", "z", "mask"]
 
 
 @every_quantizer
@@ -163,7 +223,8 @@ def test_cpu_autocast(name, training):
         assert torch.equal(loss, found[2]["losses"][key])
 
 
-@every_quantizer
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["VQ EMA", "rotation VQ", "FSQ mixed", "Gumbel"])
 def test_compiles_without_graph_break_in_evaluation(name):
     torch._dynamo.reset()
     quantizer = QUANTIZERS[name]().eval()
@@ -238,7 +299,7 @@ def test_rotation_identity(seed):
     assert (((z * z.grad).sum(-1) - (q * g).sum(-1)).abs() / scale).max() < 1e-13
 
 
-@pytest.mark.parametrize("estimator", [straight_through, rotation, rotation_unscaled, rotation_tangent, projection])
+@pytest.mark.parametrize("estimator", estimators())
 def test_estimators_return_the_codeword_and_finite_gradients_in_degenerate_cases(estimator):
     special = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [1e-30, 0.0], [1e30, 1e30],
                             [1.0, 1e-7], [-1.0, 1e-4], [-0.0, 1.0]])
@@ -316,3 +377,31 @@ def test_set_codebook_refuses_and_keeps():
     for bad in (torch.zeros(SIZE, DIM + 1), torch.full((SIZE, DIM), torch.nan)):
         with pytest.raises(ValueError, match="codebook"): quantizer.set_codebook(bad)
     assert torch.equal(quantizer.codebook, codes())
+
+
+@pytest.mark.parametrize("estimator", estimators())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_estimators_keep_shape_and_dtype_and_send_the_codebook_nothing(estimator, dtype):
+    z, q = (latents((2, 3), dtype, seed).requires_grad_() for seed in (0, 1))
+    z_q = estimator(z, q)
+    assert torch.equal(z_q, q) and z_q.dtype == dtype
+    z_q.sum().backward()
+    assert z.grad.shape == z.shape and z.grad.dtype == dtype
+    assert q.grad is None or q.grad.abs().sum() == 0
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=lambda make: type(make()).__name__)
+def test_learning_rules_keep_their_contract(rule):
+    quantizer = VectorQuantizer(DIM, SIZE, codes(), learning=rule(), revival=Revival(3)).train()
+    assert isinstance(quantizer.codebook, torch.nn.Parameter) == quantizer.learning.by_gradient
+    for step in range(5):
+        losses = quantizer(latents((20,), seed=step))[2]["losses"]
+        assert "commitment" in losses and all(value.ndim == 0 for value in losses.values())
+    quantizer.set_codebook(codes())      # attaches the rule again
+    fresh = VectorQuantizer(DIM, SIZE, codes(), learning=rule(), revival=Revival(3))
+    found, expected = (q.learning.state_dict() for q in (quantizer, fresh))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    with pytest.raises(TypeError, match="learning must be a CodebookLearning, got str"):
+        VectorQuantizer(DIM, SIZE, learning="ema")
+    with pytest.raises(TypeError, match="revival must be a Revival, got EMALearning"):
+        VectorQuantizer(DIM, SIZE, revival=EMALearning())

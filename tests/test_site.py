@@ -1,5 +1,7 @@
-"""The built site in a browser: every page, every link, every explorer. `make site` first; VQVAE_SITE names another folder,
-a Quarto build for example."""
+"""The built site in a browser: every page, every link, every explorer.
+
+`make site` first; VQVAE_SITE names another folder, a Quarto build for example.
+"""
 import functools
 import os
 import re
@@ -15,6 +17,9 @@ from bs4 import BeautifulSoup
 SITE = Path(os.environ.get("VQVAE_SITE", Path(__file__).parent.parent / "_docs")).resolve()
 PAGES = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html"))
 OURS = (SITE / "site.js").exists()  # rendered by tools/build_site.py with pandoc, not by Quarto
+
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,7 +44,7 @@ class Watched:
     hosts."""
     def __init__(self, browser, address: str, **options):
         self.context, self.problems, self.address = browser.new_context(**options), [], address
-        self.context.route("**/*", self.judge)
+        self.context.route("**/*", self.refuse_other_hosts)
         self.page = self.context.new_page()
         self.page.on("console",
                      lambda message: message.type == "error" and self.problems.append(message.text))
@@ -47,7 +52,7 @@ class Watched:
         self.page.on("response",
                      lambda r: r.status >= 400 and self.problems.append(f"{r.status} {r.url}"))
 
-    def judge(self, route) -> None:
+    def refuse_other_hosts(self, route) -> None:
         if route.request.url.startswith((self.address, "data:", "blob:")): return route.continue_()
         self.problems.append(f"request to {route.request.url}")
         route.abort()
@@ -75,7 +80,8 @@ def test_page(watched, name):
     for width in (1280, 390):
         page.set_viewport_size({"width": width, "height": 900})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-    broken = "[...document.images].filter(image => image.complete && !image.naturalWidth).map(image => image.src)"
+    broken = ("[...document.images].filter(image => image.complete && !image.naturalWidth)"
+              ".map(image => image.src)")
     assert page.evaluate(broken) == []
     assert watched.problems == []
 
@@ -208,31 +214,30 @@ EXPLORERS = {  # page: (slider, value, its number), (handle, number that a drag 
 }
 
 
+CHANGED = ('([name, value]) => document.querySelector(`.vq-readout output[name="${name}"]`)'
+           ".textContent !== value")
+
+
 def operate(page, slider, handle) -> None:
     if slider:
         label, value, number = slider
         before = read(page, number)
         slide(page, label, value)
-        page.wait_for_function(
-            '([n, v]) => document.querySelector(`.vq-readout output[name="${n}"]`).textContent !== v',
-            arg=[number, before],
-        )
+        page.wait_for_function(CHANGED, arg=[number, before])
     label, number = handle
     dot = page.get_by_role("slider", name=label, exact=True)
     for act in (lambda: drag(page, dot, 23, 31),
                 lambda: (dot.focus(), page.keyboard.press("Shift+ArrowUp"))):
         before = read(page, number)
         act()
-        page.wait_for_function(
-            '([n, v]) => document.querySelector(`.vq-readout output[name="${n}"]`).textContent !== v',
-            arg=[number, before],
-        )
+        page.wait_for_function(CHANGED, arg=[number, before])
 
 
 @pytest.mark.parametrize("name", EXPLORERS)
-@pytest.mark.parametrize("options", [{"viewport": {"width": 1280, "height": 900}},
-                                     {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "reduced_motion": "reduce"}],
-                         ids=["wide", "narrow and dark"])
+@pytest.mark.parametrize("options", [
+    {"viewport": {"width": 1280, "height": 900}},
+    {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "reduced_motion": "reduce"},
+], ids=["wide", "narrow and dark"])
 def test_explorer(chromium, address, name, options):
     with Watched(chromium, address, **options) as watched:
         page = watched.open(f"explorers/{name}.html")
@@ -266,8 +271,8 @@ def test_explorer_by_touch(chromium, address):
     with Watched(chromium, address, viewport={"width": 390, "height": 844},
                  has_touch=True) as watched:
         page = watched.open("explorers/waterfilling.html")
-        dot, before = page.get_by_role("slider", name="Variance of component 2",
-                                       exact=True), read(page, "Distortion D")
+        dot = page.get_by_role("slider", name="Variance of component 2", exact=True)
+        before = read(page, "Distortion D")
         dot.scroll_into_view_if_needed()
         box, session = dot.bounding_box(), watched.context.new_cdp_session(page)
         at = lambda dy: {"touchPoints": [{"x": box["x"] + 7, "y": box["y"] + 7 + dy}]}
@@ -277,10 +282,7 @@ def test_explorer_by_touch(chromium, address):
             session.send("Input.dispatchTouchEvent", {"type": "touchMove", **at(dy)})
             page.wait_for_timeout(40)
         session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-        page.wait_for_function(
-            "v => document.querySelector('.vq-readout output[name=\"Distortion D\"]').textContent !== v",
-            arg=before,
-        )
+        page.wait_for_function(CHANGED, arg=["Distortion D", before])
         # the finger moved the handle and not the page, all the way
         assert page.evaluate("scrollY") == scrolled
         assert abs(dot.bounding_box()["y"] - box["y"] - 60) < 4
@@ -306,7 +308,8 @@ def test_search_theme_and_menu(chromium, address):
         page.get_by_role("searchbox").fill("water-filling")
         page.locator("#search-results a").first.wait_for()
         assert page.locator("#search-results a").count() >= 3
-        seen = "name => { const box = document.querySelector(name).getBoundingClientRect(); return box.top < innerHeight && box.bottom > 0 }"
+        seen = ("name => { const box = document.querySelector(name).getBoundingClientRect();"
+                " return box.top < innerHeight && box.bottom > 0 }")
         page.evaluate("scrollTo(0, 2000)")
         assert page.evaluate(seen, "#search-results")  # wherever on the page one searches
         page.keyboard.press("Escape")

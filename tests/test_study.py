@@ -1,37 +1,33 @@
 """The study engine under interruption, failure and change; the command line as a process."""
-import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from vqvae.studies.study import (
-    Results,
-    Study,
-    code_fingerprint,
-    compare_rows,
-    find_study,
-    load_rows,
-    run_study,
-    save_rows,
-    stored_rows,
-    summarize_rows,
-)
+from vqvae.evaluation.intervals import compare_rows, summarize_rows
+from vqvae.studies.run import run_study
+from vqvae.studies.store import Results, code_note, load_rows, save_rows, stored_rows
+from vqvae.studies.study import Study, find_study, study_names
 
 # A study that writes down its calls, and stays in the row n = 3 as long as there is a file `hold`.
 HELD = textwrap.dedent("""
     import os, time
     from pathlib import Path
-    from vqvae.studies.study import Study, code_fingerprint, run_study
+    from vqvae.studies.run import run_study
+    from vqvae.studies.study import Study
+    from vqvae.studies.version import code_version
 
     def measure(n, seed):
         with open(os.environ["CALLS"], "a") as calls: calls.write(f"{n} {seed}\\n")
@@ -40,9 +36,8 @@ HELD = textwrap.dedent("""
 
     study = Study("held", "?", measure, [{"n": n} for n in range(5)], seeds=(0, 1, 2, 3))
     if __name__ == "__main__":
-        import mine
         from vqvae.studies import first_look
-        print(code_fingerprint(mine.measure), code_fingerprint(first_look.measure), flush=True)
+        print(code_version(measure), code_version(first_look.measure), flush=True)
         run_study(study, "results", progress=False)
 """)
 
@@ -70,28 +65,29 @@ def wait_until(condition):
 
 
 def test_killed_study_continues_in_another_process_and_equals_an_undisturbed_one(held, tmp_path, monkeypatch):
-    fingerprints = [fingerprint(tmp_path),
-                    code_fingerprint(importlib.import_module("vqvae.studies.first_look").measure)]
+    versions = [find_study("held.py").code, find_study("first-look").code]
     killed = subprocess.Popen([sys.executable, "held.py"], stdout=subprocess.PIPE, text=True,
                               env={**os.environ, "PYTHONHASHSEED": "1"})
     wait_until(lambda: held() or killed.poll() is not None)  # as a script, which here is a module
     wait_until(lambda: len(held()) == 4)
     killed.send_signal(signal.SIGKILL)
-    assert killed.communicate()[0].split() == fingerprints
+    assert killed.stdout.readline().split() == versions
     study = find_study("held.py")
     assert len(stored_rows(study, "results")) == 3
     Path("hold").unlink()
-    rows = run_study(study, "results", progress=False)
+    assert killed.communicate(timeout=60) == ("", None)  # its worker has gone as well
+    rows = here(study, "results")
     # only that one twice
     assert sorted(held()) == sorted([*(f"{n} {seed}" for seed in range(4) for n in range(5)),
                                      "3 0"])
-    undisturbed = run_study(study, "other", progress=False)
+    undisturbed = here(study, "other")
     pd.testing.assert_frame_equal(rows.drop(columns="seconds"), undisturbed.drop(columns="seconds"))
-    held_again = run_study(study, "other", progress=False)
+    held_again = here(study, "other")
     pd.testing.assert_frame_equal(undisturbed, held_again)
     assert len(held()) == 41
 
 
+here = partial(run_study, jobs=0, progress=False)  # in this process, which is quick
 VQVAE = str(Path(sys.executable).with_name("vqvae"))  # the installed command
 
 
@@ -125,8 +121,8 @@ def test_two_processes_give_the_rows_of_one_with_their_failures_and_end(tmp_path
 
 
 def test_changed_configuration_is_measured_and_old_rows_are_not_shown(tmp_path):
-    run_study(Study("s", "?", value_of, [{"n": 1}], seeds=(0,)), tmp_path, progress=False)
-    rows = run_study(Study("s", "?", value_of, [{"n": 2}], seeds=(0,)), tmp_path, progress=False)
+    here(Study("s", "?", value_of, [{"n": 1}], seeds=(0,)), tmp_path)
+    rows = here(Study("s", "?", value_of, [{"n": 2}], seeds=(0,)), tmp_path)
     assert rows.value.tolist() == [2]
     assert len(Results(tmp_path / "s" / "results.sqlite").finished()) == 2
 
@@ -136,6 +132,8 @@ def test_changed_configuration_is_measured_and_old_rows_are_not_shown(tmp_path):
     ({"grid": []}, "grid must hold something"), ({"seeds": ()}, "seeds must hold something"), ({"seeds": 3}, "seeds must be a list, got int"),
     ({"grid": ({"n": n} for n in (1, 2))}, "grid must be a list, got generator"), ({"grid": [{"n": Path("x")}]}, "grid must hold plain values"),
     ({"grid": [{"n": 1, "seed": 2}]}, "grid must not name seed"), ({"grid": [{"torch": "1"}]}, "grid must not name torch"),
+    ({"grid": [{"code": 1}]}, "grid must not name code"), ({"grid": [3]}, "grid must hold dicts, got int"),
+    ({"measure": lambda n, seed: {}}, "measure must have a name: use def, not lambda"),
 ])
 def test_study_that_cannot_be_stored_is_refused(change, message):
     with pytest.raises((TypeError, ValueError), match=message):
@@ -149,16 +147,16 @@ def odd(n, seed):
             "list": [1.0], "text": {"value": "1"}}.get(n[0])
 
 
-def test_odd_results(tmp_path):
+def test_results_that_are_not_plain_numbers(tmp_path):
     names = ["vanishing", "infinite", "short", "more", "collision", "list", "text", "nothing"]
     study = Study("odd", "?", odd, [{"n": (name, 4)} for name in [*names, "short"]], seeds=range(2))
     assert len(study.jobs()) == 16  # a configuration that is named twice is one
-    rows = run_study(study, tmp_path, progress=False)
+    rows = here(study, tmp_path)
     assert rows.error.isna().tolist() == [True] * 4 + [False] * 4 + [True] * 4 + [False] * 4
     expected = ["got n, which the row has", "must return a dict, got list", "got value = '1'",
                 "must return a dict, got NoneType"]
     assert all(text in error for text, error in zip(expected, rows.error.dropna()))
-    # tuples, which a table can be grouped by
+    # lists of a configuration come back as tuples, which a table can be grouped by
     table = summarize_rows(rows, ["n"], ["value", "other"])
     assert table.n.tolist() == [(name, 4) for name in names[:4]] and table[
         "value"
@@ -167,9 +165,11 @@ def test_odd_results(tmp_path):
     assert set(compare_rows(rows, load_rows(tmp_path / "rows.csv"), ["n"]).verdict) == {"inside"}
 
 
+def seed_only(seed): return {"value": seed}
+
+
 def test_study_of_seeds_only(tmp_path):
-    rows = run_study(Study("seeds", "?", lambda seed: {"value": seed}, [{}]), tmp_path,
-                     progress=False)
+    rows = here(Study("seeds", "?", seed_only, [{}]), tmp_path)
     assert summarize_rows(rows, [], ["value"])[["value", "seeds"]].values.tolist() == [[1, 3]]
     assert compare_rows(rows, rows[["seed", "value"]], []).verdict.tolist() == ["inside"]
 
@@ -177,7 +177,7 @@ def test_study_of_seeds_only(tmp_path):
 def test_two_runs_into_one_folder_at_the_same_time(tmp_path):
     study = Study("s", "?", value_of, [{"n": n} for n in range(8)])
     with ThreadPoolExecutor(2) as pool:
-        one, two = pool.map(lambda _: run_study(study, tmp_path, progress=False), range(2))
+        one, two = pool.map(lambda _: here(study, tmp_path), range(2))
     pd.testing.assert_frame_equal(one, two)
     assert one.value.tolist() == [n + seed for seed in range(3) for n in range(8)]
 
@@ -191,22 +191,22 @@ def test_finished_row_is_not_replaced_by_a_failed_one(tmp_path):
 
 
 def test_file_of_rows_holds_its_making_and_no_more(tmp_path):
-    rows = run_study(Study("s", "?", value_of, [{"n": 1 / 3}, {"n": None}, {"n": "None"}],
-                           seeds=(0, 1)), tmp_path, progress=False)
+    study = Study("s", "?", value_of, [{"n": 1 / 3}, {"n": None}, {"n": "None"}], seeds=(0, 1))
+    rows = here(study, tmp_path)
     assert rows.error.notna().tolist() == [False, True, True] * 2
     save_rows(rows, tmp_path / "rows.csv", "make rows")
     lines = (tmp_path / "rows.csv").read_text().splitlines()
     assert lines[-3:] == ["n,seed,value", "0.333333,0,0.333333", "0.333333,1,1.33333"]
-    assert lines[:2] == ["# command: make rows",
-                         "# seeds: 0 1"] and f"# python: {sys.version.split()[0]}" in lines
-    assert set(load_rows(tmp_path / "rows.csv").attrs) == {"command", "seeds", "vqvae", "python",
-                                                           "torch", "numpy", "scikit-learn"}
+    assert lines[:3] == ["# command: make rows", f"# code: {study.code}", "# seeds: 0 1"]
+    assert f"# python: {sys.version.split()[0]}" in lines
+    assert set(load_rows(tmp_path / "rows.csv").attrs) == {"command", "code", "seeds", "vqvae",
+                                                           "python", "torch", "numpy", "scikit-learn"}
     # a version that differs is a column
     save_rows(rows.assign(torch=["1", "2"] * 3), tmp_path / "rows.csv", "make rows")
     assert load_rows(tmp_path / "rows.csv").torch.tolist() == [1, 2]
 
 
-def test_text_that_looks_like_nothing_survives_the_file(tmp_path):
+def test_csv_keeps_strings_like_none(tmp_path):
     rows = pd.DataFrame({"start": ["None", "NA", "# no"], "levels": ["[4, 4]", "[2]", "[8]"],
                          "value": [1.0, float("nan"), float("inf")]})
     save_rows(rows, tmp_path / "rows.csv", "?")
@@ -230,150 +230,123 @@ def test_comparison_names_what_is_missing_and_what_is_new(tmp_path):
                             ["n"]).verdict.tolist() == [verdict]
 
 
-BASE = {
-    "helpers": """
-        import numpy as np, torch
-        def scale(x, by=2): return by * x
-        def untouched(x): return x
-        TABLE = {"double": scale, "limits": [1, (2, "a")]}
-        WEIGHTS, GRID = torch.tensor([1.0, 2.0]), np.array([1, 2])
-        class Base:
-            power = 1
-            def run(self, x): return self.step(x)
-            def step(self, x): return x ** self.power
-        class Child(Base):
-            def step(self, x): return super().step(x) + 1
-    """,
-    "mine": """
-        import functools
-        import helpers
-        from helpers import Child, TABLE
-        OFFSET = 3
-        LOG = []
-        def twice(f):
-            @functools.wraps(f)
-            def wrapper(*args, **kwargs): return 2 * f(*args, **kwargs)
-            return wrapper
-        @functools.cache
-        def data(n): return helpers.GRID.sum() * n
-        @twice
-        def inner(x): return x + OFFSET
-        shifted = functools.partial(inner, 1)
-        def measure(n, seed):
-            "One row."
-            from helpers import scale  # inside
-            f = lambda x: x + 1
-            return {"y": Child().run(n) + f(data(n)) + shifted() + TABLE["double"](seed) + float(helpers.WEIGHTS.sum()) + scale(n)}
-        def draw(rows): return rows
-    """,
-}
-KEEP = {
-    "comment": ("mine", "return x + OFFSET", "return (x+OFFSET)  # shifted"),
-    "docstring": ("mine", '"One row."', '"One row, as a dict."'),
-    "docstring added": (
-        "helpers",
-        "def step(self, x): return x",
-        'def step(self, x):\n                "Power."\n                return x',
-    ),
-    "annotations": ("mine", "def measure(n, seed):", "def measure(n: int, seed: int) -> dict:"),
-    "drawing": ("mine", "def draw(rows): return rows", "def draw(rows): return rows.plot()"),
-    "unrelated function": ("helpers", "def untouched(x): return x", "def untouched(x): return -x"),
-    "lines moved": ("mine", "OFFSET = 3", "\n\n        OFFSET = 3"),
-    "order of a dict": (
-        "helpers",
-        '{"double": scale, "limits": [1, (2, "a")]}',
-        '{"limits": [1, (2, "a")], "double": scale}',
-    ),
-}
-CHANGE = {
-    "measure": ("mine", "float(helpers", "2 * float(helpers"),
-    "lambda": ("mine", "lambda x: x + 1", "lambda x: x + 2"),
-    "function in a dict": ("helpers", "return by * x", "return by * x + 1"),
-    "default": ("helpers", "by=2", "by=4"),
-    "constant": ("mine", "OFFSET = 3", "OFFSET = 4"),
-    "constant in a container": ("helpers", '(2, "a")', '(2, "b")'),
-    "tensor": ("helpers", "tensor([1.0, 2.0])", "tensor([1.0, 2.5])"),
-    "array": ("helpers", "np.array([1, 2])", "np.array([1, 3])"),
-    "cached function": ("mine", "helpers.GRID.sum() * n", "helpers.GRID.sum() + n"),
-    "decorator": ("mine", "return 2 * f(", "return 3 * f("),
-    "decorated function": ("mine", "return x + OFFSET", "return x - OFFSET"),
-    "argument of partial": ("mine", "partial(inner, 1)", "partial(inner, 2)"),
-    "method": ("helpers", "super().step(x) + 1", "super().step(x) + 2"),
-    "method of a base class": ("helpers", "return x ** self.power", "return x * self.power"),
-    "class attribute": ("helpers", "power = 1", "power = 2"),
-    "base class": ("helpers", "class Child(Base)", "class Child(Base, Exception)"),
-    "exception handling": (
-        "mine",
-        "f = lambda x: x + 1",
-        "f = lambda x: x + 1\n            try: n + 1\n            except ValueError: pass",
-    ),
-}
+def deadly(end, n, seed):
+    "Leaves in many ways."
+    if n == 1 and end == "killed": os.kill(os.getpid(), signal.SIGKILL)
+    if n == 1 and end == "ended": os._exit(3)
+    if n == 1 and end == "left": sys.exit("enough")
+    if n == 1 and end == "memory": raise MemoryError("no more")
+    return {"value": n + seed}
 
 
-def fingerprint(folder, edit=None):
-    "Fingerprint of `mine.measure` after one edit, imported afresh from files in `folder`."
-    folder.mkdir(exist_ok=True)
-    for name, source in BASE.items():
-        module, old, new = edit or (None, "", "")
-        assert name != module or source.count(old) == 1
-        (folder
-         / f"{name}.py").write_text(textwrap.dedent(source.replace(old, new) if name == module
-                                                    else source))
-    sys.path.insert(0, str(folder))
-    importlib.invalidate_caches()
-    try: return code_fingerprint(importlib.import_module("mine").measure)
-    finally:
-        sys.path.remove(str(folder))
-        for name in BASE: sys.modules.pop(name, None)
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize(("end", "error"), [("killed", "SIGKILL"), ("ended", "EXIT(3)"),
+                                            ("left", "SystemExit: enough"), ("memory", "no more")])
+def test_row_that_kills_its_process_has_failed_and_the_others_are_measured(end, error, jobs, tmp_path):
+    if jobs == 1 and end in ("left", "memory"): pytest.skip("the same as with two")
+    study = Study("deadly", "?", deadly, [{"end": end, "n": n} for n in range(4)], seeds=(0, 1))
+    for _ in range(2 if jobs == 2 and end == "killed" else 1):  # a new run tries them again
+        rows = run_study(study, tmp_path, jobs=jobs, progress=False)
+        assert rows.error.notna().tolist() == [False, True, False, False] * 2
+        assert all(error in text for text in rows.error.dropna()), rows.error.dropna().tolist()
+    finished = rows[rows.error.isna()]
+    assert (finished.value == finished.n + finished.seed).all()
 
 
-@pytest.fixture(autouse=True)
-def no_bytecode_files(monkeypatch): monkeypatch.setattr(sys, "dont_write_bytecode", True)
+def test_leaving_and_running_out_of_memory_in_this_process(tmp_path):
+    for end in ("left", "memory"):
+        study = Study(end, "?", deadly, [{"end": end, "n": n} for n in range(3)])
+        assert here(study, tmp_path).error.notna().tolist() == [False, True, False] * 3
 
 
-@pytest.mark.parametrize("edit", KEEP.values(), ids=KEEP)
-def test_rows_are_kept_when_nothing_that_is_reached_changes(edit, tmp_path):
-    assert fingerprint(tmp_path / "a", edit) == fingerprint(tmp_path / "b")
+def test_numbers_of_numpy_are_stored_as_plain_ones(tmp_path):
+    grid = [{"n": n, "text": ""} for n in np.arange(2)] + [{"n": np.float32(0.5), "text": ""}]
+    study = Study("s", "?", takes_plain, grid, seeds=np.arange(3, dtype=np.int32))
+    rows = here(study, tmp_path)
+    assert rows.error.isna().all() and rows.value.tolist() == [1, 1, 2] * 3
+    assert {type(job["n"]) for job in study.jobs()} == {int, float}
+    assert {type(seed) for seed in study.seeds} == {int}
 
 
-@pytest.mark.parametrize("edit", CHANGE.values(), ids=CHANGE)
-def test_rows_are_measured_anew_when_something_that_is_reached_changes(edit, tmp_path):
-    assert fingerprint(tmp_path / "a", edit) != fingerprint(tmp_path / "b")
+def takes_plain(n, text, seed):
+    assert type(n) in (int, float) and type(seed) is int
+    return {"value": 1 if isinstance(n, int) else 2}
 
 
-def test_code_without_a_source_file():
-    def compiled(source):
-        scope = {}
-        exec(source, scope)
-        return code_fingerprint(scope["f"])
-    assert compiled("def g(x): return x\ndef f(seed): return g(seed)") == compiled(
-        "def g(x): return (x)\n\ndef f(seed): return g(seed)"
-    )
-    assert compiled("def g(x): return x\ndef f(seed): return g(seed)") != compiled(
-        "def g(x): return -x\ndef f(seed): return g(seed)"
-    )
+def test_code_that_was_edited_after_the_import_is_not_measured(held, tmp_path):
+    Path("hold").unlink()
+    study = find_study("held.py")
+    source = Path("held.py").read_text()
+    Path("held.py").write_text(source.replace("n * 100", "n * 10"))
+    with pytest.raises(RuntimeError, match="held was edited after it had been imported"):
+        here(study, tmp_path)
+    assert not held() and not (tmp_path / "held").exists()
+    Path("held.py").write_text(source + "# a comment")
+    assert len(here(study, tmp_path)) == 20
+    Path("held.py").write_text(source.replace("n * 100", "n * 10"))
+    assert here(find_study("held.py"), tmp_path).value.max() == 43
 
 
-def test_things_that_point_at_each_other_end():
-    scope = {"ring": []}
-    scope["ring"].append(scope["ring"])
-    exec(
-        "class A:\n    def other(self): return B\nclass B(A): pass\ndef even(n): return n == 0 or "
-        "odd(n - 1)\ndef odd(n): return n and even(n - 1)\n"
-        "def f(seed): return A, ring, even(seed), {one}\none = A()\none.self = one",
-        scope,
-    )
-    assert code_fingerprint(scope["f"]) == code_fingerprint(scope["f"])
+def test_relative_folder_is_that_of_the_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study = Study("wanders", "?", wanders, [{"folder": str(tmp_path / "elsewhere")}])
+    (tmp_path / "elsewhere").mkdir()
+    assert here(study, "results").error.isna().all()
+    assert (tmp_path / "results" / "wanders" / "results.sqlite").exists()
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
-def test_method_of_this_package_is_reached_through_a_class():
-    from vqvae.quantizers.vq import VectorQuantizer
-    def f(seed): return VectorQuantizer(2, 4, seed=seed)
-    before, original = code_fingerprint(f), VectorQuantizer.get_codebook
-    try:
-        VectorQuantizer.get_codebook = lambda self: self.codebook + 1
-        assert code_fingerprint(f) != before
-    finally: VectorQuantizer.get_codebook = original
+def wanders(folder, seed):
+    os.chdir(folder)
+    return {"value": seed}
+
+
+def test_note_says_with_which_code_rows_were_measured(tmp_path):
+    study = Study("s", "?", value_of, [{"n": 1}])
+    rows = here(study, tmp_path)
+    assert set(rows.code) == {study.code}
+    path = tmp_path / "rows.csv"
+    for code, expected in ((study.code, "which is today's"), ("0" * 16, f"other code, `{'0' * 16}`; today's is `{study.code}`")):
+        save_rows(rows.assign(code=code), path, "?")
+        assert expected in code_note(load_rows(path), study)
+    text = path.read_text()
+    path.write_text(text.replace(f"# code: {'0' * 16}\n", ""))  # a file from before
+    assert "unknown, older code" in code_note(load_rows(path), study)
+    save_rows(rows.assign(code=[study.code, "1", "1"]), path, "?")
+    assert "code" not in load_rows(path).attrs and "`1`" in code_note(load_rows(path), study)
+
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "nbs" / "studies" / "results"
+
+
+def pages():
+    "Text of the page of every module of studies, by module."
+    texts = {path: path.read_text("utf-8") for path in (ROOT / "nbs" / "studies").glob("*.ipynb")}
+    return {found[1]: (path, text) for path, text in texts.items()
+            if (found := re.search(r"default_exp studies\.(\w+)", text))}
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_every_study_has_a_question_a_page_and_stored_rows(name):
+    study = find_study(name)
+    assert study.name == name and study.question.endswith("?")
+    assert study.summarize and study.plot and len(study.seeds) >= 3
+    path, page = pages()[name.replace("-", "_")]
+    assert f"({path.name})" in (ROOT / "nbs" / "studies" / "index.ipynb").read_text("utf-8")
+    assert f"code_note(load_rows(Path(\\\"results\\\") / \\\"{name}.csv" in page
+    rows = load_rows(RESULTS / f"{name}.csv")
+    assert {*study.columns(), "seed"} <= {*rows.columns} and set(rows.seed) == set(study.seeds)
+    assert len(rows) == len(study.jobs()) and "command" in rows.attrs
+    assert "code" in rows.attrs or "code" in rows
+    assert len(study.summarize(rows)) > 0
+
+
+def test_every_module_of_studies_is_engine_or_study():
+    modules = {path.stem for path in (ROOT / "vqvae" / "studies").glob("*.py")} - {"__init__"}
+    engine = {"study", "version", "store", "run"}
+    assert modules == engine | {name.replace("-", "_") for name in study_names()}
+    assert {path.stem.split("-tuning")[0] for path in RESULTS.glob("*.csv")} == {*study_names()}
 
 
 FIT = """--data DigitsDataset --model.encoder LearnedLinearEncoder --model.encoder.sample_shape [1,8,8] --model.encoder.dim 4

@@ -127,7 +127,8 @@ def test_entropy_coded_ends():
     (lambda: checkerboard_lattice(1), "dim must be at least 2, got 1"),
     (lambda: e8_lattice().nearest(torch.zeros(4)), "x must have 8 values on its last axis"),
     (lambda: integer_lattice(2).nearest(torch.tensor([math.nan, 0.0])), "x holds 1 NaN"),
-    (lambda: hexagonal_lattice().coordinates(torch.tensor([0.5, 0.0])), "points must lie in the lattice A2"),
+    (lambda: hexagonal_lattice().coordinates(torch.tensor([0.5, 0.0])),
+     "points must lie in the lattice A2"),
     (lambda: entropy_coded_lattice(integer_lattice(1), 0.0), "scale must be positive, got 0")])
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message): call()

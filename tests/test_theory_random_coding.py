@@ -1,4 +1,4 @@
-"Random codebooks of finite size: the ball against closed forms and simulation, ends, scale, groups, errors."
+"Random codebooks of finite size: against closed forms and simulation, ends, scale, errors."
 import math
 
 import pytest
@@ -7,7 +7,7 @@ from scipy.stats import ncx2
 
 from vqvae.theory.random_coding import (
     _Ball,
-    _nearest,
+    _distance_to_nearest,
     _probabilities,
     best_codebook_variance,
     codebook_variance_fit,
@@ -58,7 +58,8 @@ def test_one_code_costs_both_variances(seed):  # for each z: the integral of 1 -
     exact = (q + v * count).sum(1)
     # unequal groups: upper tail, no path is good for all of them
     tolerance = 1e-8 if groups == 1 else 1e-3
-    torch.testing.assert_close(_nearest(0.0, _Ball(q, v, count)), exact, rtol=tolerance, atol=0)
+    found = _distance_to_nearest(0.0, _Ball(q, v, count))
+    torch.testing.assert_close(found, exact, rtol=tolerance, atol=0)
 
 
 def test_groups_and_order_do_not_matter():
@@ -66,7 +67,8 @@ def test_groups_and_order_do_not_matter():
     assert random_coding_distortion(64, [1.0] * 6, [0.6] * 6).distortion.item() == one.item()
     ball = lambda v, q, m: _Ball(*(torch.tensor(a, dtype=torch.float64) for a in (q, v, m)))
     together, apart = ball([0.6], [[5.0]], [6]), ball([0.6, 0.6], [[2.0, 3.0]], [2, 4])
-    torch.testing.assert_close(_nearest(math.log(64), together), _nearest(math.log(64), apart),
+    torch.testing.assert_close(_distance_to_nearest(math.log(64), together),
+                               _distance_to_nearest(math.log(64), apart),
                                rtol=1e-8, atol=0)
     split = random_coding_distortion(64, [4.0, 1.0], [3.0, 0.7], samples=128)
     swapped = random_coding_distortion(64, [1.0, 4.0], [0.7, 3.0], samples=128)
@@ -154,7 +156,8 @@ def test_fit_limits():
     (lambda: random_coding_distortion(4, [math.nan], 1.0), "variances holds"),
     (lambda: random_coding_distortion(2**200, [1.0], 1.0), "at most 2\\^126 per component"),
     (lambda: random_coding_distortion(2**1001, [1.0] * 100, 1.0), "at most 2\\^1000"),
-    (lambda: random_coding_distortion(4, [1.0, 2.0], 1.0, samples=100), "samples must be a power of 2"),
+    (lambda: random_coding_distortion(4, [1.0, 2.0], 1.0, samples=100),
+     "samples must be a power of 2"),
     (lambda: best_codebook_variance(4, 0), "dim must be positive, got 0"),
     (lambda: codebook_variance_fit(0, 2), "codebook_size must be positive, got 0")])
 def test_errors(call, message):

@@ -1,4 +1,8 @@
-"The documentation site in _docs/: `python tools/build_site.py`. Quarto renders it where `quarto` is on the PATH, else pandoc does."
+"""The documentation site in _docs/: `python tools/build_site.py`, or one page, given its notebook.
+
+Quarto renders the site where `quarto` is on the PATH, else pandoc does; pandoc renders a page.
+"""
+import argparse
 import ast
 import inspect
 import json
@@ -7,6 +11,7 @@ import posixpath
 import re
 import shutil
 import subprocess
+import tempfile
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from html import escape
@@ -17,7 +22,9 @@ from typing import Any, NamedTuple, Self
 import pypandoc
 import traitlets.traitlets
 import yaml
+from nbdev import serve_drv
 from nbdev.config import get_config
+from nbdev.processors import FilterDefaults
 from nbdev.serve import proc_nbs
 from pagefind.service import get_executable
 from readme import notebook_markdown
@@ -40,7 +47,8 @@ class Page(NamedTuple):
 
 def read_page(path: Path, folder: Path) -> Page:
     "A notebook that nbdev has processed: its first cell holds title, description and file name."
-    notebook, source = json.loads(path.read_text()), path.relative_to(folder).as_posix()
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    source = path.relative_to(folder).as_posix()
     head = next(("".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "raw"),
                 "---\n---")
     meta = yaml.safe_load(head.strip().strip("-")) or {}
@@ -59,7 +67,10 @@ def relative(target: str, page: str) -> str:
 # What nbdev wrote, made fit for this site
 
 NAME_LINK = r"\[(`[^`\n]+`)\]\([^()\s]*\)"  # what it makes of a name in backticks
-NO_SIGNATURE = r"(\[source\]\([^\s)]*/(vqvae/[\w/]+)\.py#.*?^```python\n)def (\w+)\(\n    \*args(?::object)?, \*\*kwargs(?::object)?\n\)(?:->None)?:\n"
+NO_SIGNATURE = (r"(\[source\]\([^\s)]*/(vqvae/[\w/]+)\.py#.*?^```python\n)def (\w+)\(\n"
+                r"    \*args(?::object)?, \*\*kwargs(?::object)?\n\)(?:->None)?:\n")
+# sections of a docstring that tools/docstrings.py made of what the signature above it says
+SECTIONS = r"(?:\n+(?:Args|Attributes|Returns):(?:\n+ {4}.*)+)+"
 
 
 def fields(module: str, name: str) -> str:
@@ -85,6 +96,7 @@ def tidy(markdown: str) -> str:
     a link that the author wrote, for a name that several modules define."""
     markdown = re.sub(NO_SIGNATURE, lambda doc: doc[1] + fields(doc[2].replace("/", "."), doc[3]),
                       markdown, flags=re.DOTALL | re.MULTILINE)
+    if "[source](" in markdown: markdown = re.sub(SECTIONS, "\n", markdown)
     markdown = re.sub(r"(?<=\d) %(?! ?\d)", "\xa0%",
                       re.sub(r"(?<=\d) → (?=\d)", "\xa0→\xa0",
                              markdown.replace(" ± ", "\xa0±\xa0")))
@@ -128,14 +140,14 @@ def localize(source: Path, host: str) -> None:
         def local(lines: list[str] | str) -> list[str]:
             return tidy(re.sub(re.escape(host) + r"/([\w/]+\.html)#([\w.]+)", inside,
                                "".join(lines))).splitlines(keepends=True)
-        notebook = json.loads(path.read_text())
+        notebook = json.loads(path.read_text(encoding="utf-8"))
         say_where_from(notebook["cells"])
         for cell in notebook["cells"]:
             if cell["cell_type"] != "code": cell["source"] = local(cell["source"])
             for output in cell.get("outputs", []):
                 if "text/markdown" in output.get("data", {}):
                     output["data"]["text/markdown"] = local(output["data"]["text/markdown"])
-        path.write_text(json.dumps(notebook))
+        path.write_text(json.dumps(notebook), encoding="utf-8")
 
 
 # Links between pages
@@ -163,13 +175,15 @@ def navigation(node: Any, page: Page, pages: dict[str, Page]) -> str:
     "The sidebar as seen from a page: the sections on the way to it are open."
     if isinstance(node, str):
         here = ' aria-current="page"' if node == page.source else ""
-        return f'<li><a href="{relative(pages[node].target, page.target)}"{here}>{escape(pages[node].title)}</a></li>'
+        target = relative(pages[node].target, page.target)
+        return f'<li><a href="{target}"{here}>{escape(pages[node].title)}</a></li>'
     inner = "".join(navigation(child, page, pages) for child in node["contents"])
     if "href" in node:
         start = navigation(node["href"], page, pages)
         inner = re.sub(r">[^<]*</a>", ">Overview</a>", start) + inner
     state = " open" if "aria-current" in inner else ""
-    return f"<li><details{state}><summary>{escape(node['section'])}</summary><ul>{inner}</ul></details></li>"
+    title = escape(node["section"])
+    return f"<li><details{state}><summary>{title}</summary><ul>{inner}</ul></details></li>"
 
 
 def reading_order(node: Any) -> list[str]:
@@ -233,7 +247,7 @@ def render(page: Page, config: dict, pages: dict[str, Page], order: list[str], s
                                              "--wrap=none", *options])
     file = out / page.target
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(finish(html, page.figures))
+    file.write_text(finish(html, page.figures), encoding="utf-8")
     for name, content in page.figures.items():
         (file.parent / name).parent.mkdir(exist_ok=True)
         (file.parent / name).write_bytes(content)
@@ -241,7 +255,7 @@ def render(page: Page, config: dict, pages: dict[str, Page], order: list[str], s
 
 def with_pandoc(source: Path, out: Path) -> None:
     "Render the processed notebooks with pandoc, and index them for the search."
-    config = yaml.safe_load((source / "_quarto.yml").read_text())
+    config = yaml.safe_load((source / "_quarto.yml").read_text(encoding="utf-8"))
     order = reading_order(config["website"]["sidebar"]["contents"])
     pages = {name: read_page(source / name, source) for name in order}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -250,10 +264,39 @@ def with_pandoc(source: Path, out: Path) -> None:
     subprocess.run([get_executable(), "--site", out, "--quiet"], check=True)
 
 
-def main() -> None:
-    settings = get_config()
-    source, out = ROOT / "_proc", ROOT / settings.doc_path.name
-    traitlets.traitlets.Self = Self  # a widget's signature names it, and Python 3.11.2 looks it up
+# The site, or one page of it
+
+def outline(path: Path) -> Page:
+    "A notebook as other pages name it: where it goes and what it is called."
+    first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
+    title = re.search(r"^# (.+)", first, re.MULTILINE)
+    name = path.relative_to(ROOT / "nbs")
+    target = name.with_name(re.sub(r"^\d+[a-zA-Z0-9]*_", "", name.name)).with_suffix(".html")
+    return Page(name.as_posix(), target.as_posix(), title[1] if title else name.stem, "", "", {})
+
+
+def one_page(notebook: Path, settings: Any, out: Path) -> Path:
+    "Render one notebook into the site; the other pages are only named."
+    nbs = ROOT / "nbs"
+    config = yaml.safe_load((nbs / "_quarto.yml").read_text(encoding="utf-8"))
+    order = reading_order(config["website"]["sidebar"]["contents"])
+    pages = {name: outline(nbs / name) for name in order}
+    name = notebook.relative_to(nbs).as_posix()
+    with tempfile.TemporaryDirectory() as folder:
+        source, processed = Path(folder), Path(folder) / name
+        processed.parent.mkdir(parents=True, exist_ok=True)
+        serve_drv.main((notebook, processed, FilterDefaults))
+        shutil.copy(nbs / config["bibliography"], source)
+        localize(source, f"{settings.doc_host}{settings.doc_baseurl}")
+        pages[name] = read_page(processed, source)
+        render(pages[name], config, pages, order, source, out)
+    for file in ("site.css", "site.js"): shutil.copy(THEME / file, out / file)
+    return out / pages[name].target
+
+
+def whole_site(settings: Any, out: Path) -> Path:
+    "Render every notebook."
+    source = ROOT / "_proc"
     proc_nbs(n_workers=0, force=True)
     localize(source, f"{settings.doc_host}{settings.doc_baseurl}")
     shutil.rmtree(out, ignore_errors=True)
@@ -261,8 +304,19 @@ def main() -> None:
         subprocess.run(["quarto", "render", source], check=True)
         shutil.move(source / "_docs", out)
     else: with_pandoc(source, out)
-    print(f"the site is in {out}: open {out / 'index.html'}, or with the search: python -m "
-          f"http.server -d {out}")
+    return out / "index.html"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("notebook", nargs="?", type=Path, help="one page, for example nbs/x.ipynb")
+    notebook, settings = parser.parse_args().notebook, get_config()
+    out = ROOT / settings.doc_path.name
+    traitlets.traitlets.Self = Self  # a widget's signature names it, and Python 3.11.2 looks it up
+    if notebook: print(f"the page is {one_page(notebook.absolute(), settings, out)}")
+    else:
+        print(f"the site is in {out}: open {whole_site(settings, out)}, or with the search: python "
+              f"-m http.server -d {out}")
 
 
 if __name__ == "__main__": main()

@@ -1,4 +1,7 @@
-"Render nbs/index.ipynb to README.md with pandoc: `python tools/readme.py [--check] [notebook] [folder of the README]`."
+"""Render nbs/index.ipynb to README.md with pandoc.
+
+`python tools/readme.py [--check] [notebook] [folder of the README]`
+"""
 import argparse
 import base64
 import json
@@ -68,7 +71,7 @@ def relink(node, folder: str) -> None:
 
 def render(path: Path, root: Path) -> dict[Path, bytes]:
     "Every file that the README consists of: path -> content."
-    markdown, figures = notebook_markdown(json.loads(path.read_text()))
+    markdown, figures = notebook_markdown(json.loads(path.read_text(encoding="utf-8")))
     citations = [f"--bibliography={bib}" for bib in sorted(path.parent.glob("*.bib"))]
     tree = json.loads(pypandoc.convert_text(markdown, "json", "markdown-implicit_figures",
                                             extra_args=["--citeproc", *citations]))

@@ -38,7 +38,11 @@ _checked: ContextVar[Tensor | None] = ContextVar("checked", default=None)
 def values_checked(
     x: Tensor,  # a tensor whose values have been looked at
 ) -> Iterator[None]:
-    "Run a block in which `check_finite` does not look at the values of `x` again."
+    """Run a block in which `check_finite` does not look at the values of `x` again.
+
+    Args:
+        x: a tensor whose values have been looked at
+    """
     token = _checked.set(x)
     try: yield
     finally: _checked.reset(token)
@@ -47,7 +51,14 @@ def values_checked(
 def known_false(
     condition: Tensor,  # a single truth value
 ) -> bool:  # whether it is false for certain
-    "Whether a condition fails; False where values cannot be looked at (compiled, meta, vmap)."
+    """Whether a condition fails; False where values cannot be looked at (compiled, meta, vmap).
+
+    Args:
+        condition: a single truth value
+
+    Returns:
+        whether it is false for certain
+    """
     if torch.compiler.is_compiling() or condition.is_meta: return False
     try: return not condition
     except RuntimeError as error:
@@ -59,7 +70,15 @@ def check_finite(
     x: Tensor,  # any shape
     name: str,  # how the message calls it
 ) -> Tensor:  # `x` itself
-    "Return `x`; raise `ValueError` when it is empty or holds NaN or infinity."
+    """Return `x`; raise `ValueError` when it is empty or holds NaN or infinity.
+
+    Args:
+        x: any shape
+        name: how the message calls it
+
+    Returns:
+        `x` itself
+    """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
     if not torch.is_floating_point(x):
@@ -81,6 +100,14 @@ def check_last_dim(
     """Return `x`.
 
     Raises `ValueError` unless it is finite, not empty and its last axis has size `dim`.
+
+    Args:
+        x: (..., dim)
+        dim: expected size of the last axis
+        name: how the message calls it
+
+    Returns:
+        `x` itself
     """
     if isinstance(x, Tensor) and (x.ndim == 0 or x.shape[-1] != dim):
         raise ValueError(f"{name} must have {dim} values on its last axis, got shape "
@@ -95,6 +122,13 @@ def check_positive(
     """Return `value`.
 
     Raises `TypeError` unless it is a number, `ValueError` unless it is finite and above 0.
+
+    Args:
+        value: a real number: Python's, NumPy's
+        name: how the message calls it
+
+    Returns:
+        the same number as Python's int or float
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
@@ -109,7 +143,16 @@ def check_count(
     name: str,  # how the message calls it
     least: int = 1,  # the smallest that is allowed
 ) -> int:  # the same number as Python's int
-    "Return `value`; raise `TypeError` unless it is an integer, `ValueError` below `least`."
+    """Return `value`; raise `TypeError` unless it is an integer, `ValueError` below `least`.
+
+    Args:
+        value: an integer: Python's, NumPy's
+        name: how the message calls it
+        least: the smallest that is allowed
+
+    Returns:
+        the same number as Python's int
+    """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if value < least:
@@ -124,8 +167,12 @@ def seeded(
 ) -> Iterator[None]:
     """Run a block with PyTorch's global CPU generator seeded, and restore its state afterwards.
 
-    Inside of `torch.device("cuda")` or the like, where layers draw on that device, its generator
+    Inside of `torch.device("cuda")` or the like, where layers draw on that device, its
+    generator
     is lent, too.
+
+    Args:
+        seed: seed of the lent generator
     """
     device = torch.get_default_device().type
     backend = None if device in ("cpu", "meta") else getattr(torch, device)
@@ -146,7 +193,17 @@ def step_generator(
     rank: int = 0,  # process rank, so that ranks differ; 0 for numbers that all ranks share
 ) -> torch.Generator:  # freshly seeded from all three numbers
     """A generator that depends on `(seed, step, rank)` alone, so that a resumed run draws what an
-    undisturbed one draws."""
+    undisturbed one draws.
+
+    Args:
+        seed: seed of the component
+        step: how many steps came before
+        device: where the numbers are drawn
+        rank: process rank, so that ranks differ; 0 for numbers that all ranks share
+
+    Returns:
+        freshly seeded from all three numbers
+    """
     digest = hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()
     return torch.Generator(device=device).manual_seed(int.from_bytes(digest[:7], "big"))
 
@@ -280,8 +337,13 @@ def _hold_frozen_parts(whole: Component, restored: Mapping[int, bool]) -> set[in
 def evaluating(
     module: nn.Module,  # any module
 ) -> Iterator[None]:
-    """Run a block with `module` in evaluation mode and without gradients; restore every submodule's
-    mode afterwards."""
+    """Run a block with `module` in evaluation mode and without gradients; restore every
+    submodule's
+    mode afterwards.
+
+    Args:
+        module: any module
+    """
     modes = {m: m.training for m in module.modules()}
     try:
         for m in modes: m.training = False
@@ -296,7 +358,14 @@ _OWN = {*vars(nn.Module()), "_arguments", "_made", "_frozen", "_mode"}
 def argument_names(
     kind: type[Component],  # a component's class
 ) -> set[str]:  # of its constructor and of those of its bases
-    "Names of constructor arguments."
+    """Names of constructor arguments.
+
+    Args:
+        kind: a component's class
+
+    Returns:
+        of its constructor and of those of its bases
+    """
     kinds = [base for base in kind.__mro__ if issubclass(base, Component)]
     return {name for base in kinds for name in [*inspect.signature(base.__init__).parameters][1:]}
 
@@ -335,7 +404,14 @@ def _same(now: Any, then: Any) -> bool:
 def changed_settings(
     component: Component,  # any component; its parts have settings of their own
 ) -> dict[str, Any]:  # the values as they are now, by name
-    "Attributes that are not what the constructor left."
+    """Attributes that are not what the constructor left.
+
+    Args:
+        component: any component; its parts have settings of their own
+
+    Returns:
+        the values as they are now, by name
+    """
     made = vars(component).get("_made", {})
     return {name: value for name, value in _attributes(component).items()
             if not _same(value, made.get(name, getattr(type(component), name, _OWN)))}
@@ -347,6 +423,12 @@ def import_path(
     """The name under which `resolve` finds `obj` again.
 
     Raises `ValueError` for lambdas, methods and local definitions.
+
+    Args:
+        obj: a class or a function defined at the top level of a module
+
+    Returns:
+        'package.module.Name'
     """
     if inspect.isbuiltin(obj) and getattr(torch, obj.__name__, None) is obj:
         return f"torch.{obj.__name__}"
@@ -360,7 +442,15 @@ def import_path(
 def resolve(
     path: str,  # 'package.module.Name'
 ) -> Any:  # the class or function
-    "Find a class or function by import path, without importing anything from outside this package."
+    """Find a class or function by import path, without importing anything from outside this
+    package.
+
+    Args:
+        path: 'package.module.Name'
+
+    Returns:
+        the class or function
+    """
     module_name, _, name = path.rpartition(".")
     ours = module_name.split(".")[0] == __name__.split(".")[0]
     if module_name not in sys.modules and not ours:
@@ -401,6 +491,12 @@ def atomic_path(
     and `path` is as it was.
 
     Raises `OSError` with `errno.ENOSPC` when the disk is full.
+
+    Args:
+        path: the file to write
+
+    Returns:
+        where to write it
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,12 @@ from ..core import check_count, check_finite, evaluating, seeded, step_generator
 
 # %% ../../nbs/data/00_base.ipynb #cell-005
 class Batch(NamedTuple):
-    "Samples and, where some positions are padding, which positions are real."
+    """Samples and, where some positions are padding, which positions are real.
+
+    Attributes:
+        x: samples, (B, *sample_shape)
+        mask: bool, (B, *grid), true at real positions
+    """
     x: Tensor  # samples, (B, *sample_shape)
     mask: Tensor | None = None  # bool, (B, *grid), true at real positions
 
@@ -31,8 +36,13 @@ def as_batch(
 ) -> Batch:
     """Samples and mask of what a loader yielded.
 
-    Warns when there is more than samples and mask. Raises `TypeError` when there are no samples,
-    or when they are not floating-point numbers, `ValueError` for a mask of another batch."""
+    Warns when there is more than samples and mask. Raises `TypeError` when there are no
+    samples,
+    or when they are not floating-point numbers, `ValueError` for a mask of another batch.
+
+    Args:
+        batch: what a loader yielded: a tensor, a list or tuple that begins with one, a dict
+    """
     if isinstance(batch, Batch): return batch
     if isinstance(batch, Mapping): x, mask = _named_samples(batch), batch.get("mask")
     else: x, mask = _first_samples(batch)
@@ -86,7 +96,17 @@ def encode_in_chunks(
     chunk: int = 256,  # samples encoded at a time
     mask: Tensor | None = None,  # bool, (n, *grid), true at real positions
 ) -> Tensor:  # latents, (n · grid, dim), on the CPU; those of real positions where there is a mask
-    "Encode in evaluation mode and without gradients, and flatten the latents into rows."
+    """Encode in evaluation mode and without gradients, and flatten the latents into rows.
+
+    Args:
+        encoder: a module or a function: (B, *sample_shape) -> (B, *grid, dim)
+        x: samples, (n, *sample_shape)
+        chunk: samples encoded at a time
+        mask: bool, (n, *grid), true at real positions
+
+    Returns:
+        latents, (n · grid, dim), on the CPU; those of real positions where there is a mask
+    """
     module = encoder if isinstance(encoder, nn.Module) else nn.Module()
     like = next((p for p in module.parameters() if p.is_floating_point()), x)
     with evaluating(module):
@@ -96,7 +116,9 @@ def encode_in_chunks(
 
 # %% ../../nbs/data/00_base.ipynb #cell-009
 class BaseDataset(ABC):
-    "Samples without labels. A subclass writes `get_dataloader`; the other methods work through it."
+    """Samples without labels. A subclass writes `get_dataloader`; the other methods work through
+    it.
+    """
 
     # names of the splits that `get_dataloader` knows
     splits: tuple[str, ...] = ("train",)
@@ -110,7 +132,17 @@ class BaseDataset(ABC):
         split: str = "train",  # one of `splits`
         seed: int = 0,  # of the order
     ) -> Iterable[Any]:  # yields what `as_batch` takes, for example tensors (B, *sample_shape)
-        "A loader over one split. A subclass that knows no split and no seed leaves them out."
+        """A loader over one split. A subclass that knows no split and no seed leaves them out.
+
+        Args:
+            batch_size: samples per batch
+            shuffle: whether the order is random
+            split: one of `splits`
+            seed: of the order
+
+        Returns:
+            yields what `as_batch` takes, for example tensors (B, *sample_shape)
+        """
 
     def __len__(self) -> int:
         "Number of training samples. Raises `TypeError` for a stream, which has none."
@@ -131,6 +163,13 @@ class BaseDataset(ABC):
         """Different training samples, chosen by the seed.
 
         Raises `ValueError` when there are fewer than `n`.
+
+        Args:
+            n: how many
+            seed: which ones
+
+        Returns:
+            (n, *sample_shape)
         """
         return torch.cat([batch.x for batch in self._first_batches(n, seed)])
 
@@ -143,6 +182,14 @@ class BaseDataset(ABC):
         """What a codebook is initialized from; padding is left out.
 
         Raises `ValueError` when there are fewer than `n` samples.
+
+        Args:
+            n: training samples to use
+            encoder: (B, *sample_shape) -> (B, *grid, dim)
+            seed: which samples
+
+        Returns:
+            latents (n · grid, dim), or the samples themselves without an encoder
         """
         parts = []
         for x, mask in self._first_batches(n, seed):
@@ -172,10 +219,21 @@ def open_loader(
     split: str = "train",  # one of the dataset's splits
     seed: int = 0,  # of the order
 ) -> Iterable[Any]:  # yields what `as_batch` takes
-    """A loader of any dataset: `split` and `seed` are handed to a `get_dataloader` that takes them;
+    """A loader of any dataset: `split` and `seed` are handed to a `get_dataloader` that takes
+    them;
     PyTorch's global generator is seeded while it is called.
 
-    Raises `ValueError` for a split that the dataset does not have."""
+    Raises `ValueError` for a split that the dataset does not have.
+
+    Args:
+        batch_size: samples per batch
+        shuffle: whether the order is random
+        split: one of the dataset's splits
+        seed: of the order
+
+    Returns:
+        yields what `as_batch` takes
+    """
     if split not in dataset.splits:
         raise ValueError(f"{type(dataset).__name__} has no split {split!r}: its `splits` are "
                          f"{tuple(dataset.splits)}")
@@ -193,7 +251,15 @@ def check_samples(
 ) -> Tensor:  # floating-point, of the dtype that it had
     """Return samples as a tensor.
 
-    Raises `TypeError` for integers, `ValueError` when they are empty, not finite or beyond float32.
+    Raises `TypeError` for integers, `ValueError` when they are empty, not finite or beyond
+    float32.
+
+    Args:
+        x: a tensor, a NumPy array, or nested lists of floats, (n, *sample_shape)
+        name: how the message calls it
+
+    Returns:
+        floating-point, of the dtype that it had
     """
     x = x if isinstance(x, Tensor) else torch.as_tensor(x)
     if not torch.is_floating_point(x):
@@ -228,6 +294,12 @@ class InMemoryDataset(BaseDataset):
         train: Any,  # training samples, (n, *sample_shape): a floating-point tensor or NumPy array
         test: Any = None,  # test samples, (n_test, *sample_shape), likewise
     ):
+        """Samples held as two tensors, `train` and `test`.
+
+        Args:
+            train: training samples, (n, *sample_shape): a floating-point tensor or NumPy array
+            test: test samples, (n_test, *sample_shape), likewise
+        """
         self.train: Tensor = check_samples(train, "train")
         self.test: Tensor | None = None if test is None else check_samples(test, "test")
         if self.test is not None and self.test.shape[1:] != self.train.shape[1:]:
@@ -254,6 +326,16 @@ class InMemoryDataset(BaseDataset):
         """A loader over one split.
 
         Every pass over it has an order of its own; a new loader begins with the first again.
+
+        Args:
+            batch_size: samples per batch
+            shuffle: whether the order is random
+            split: 'train' or 'test'
+            seed: the order depends on this alone
+            drop_last: leave out a last batch that is smaller than the others
+
+        Returns:
+            yields tensors (B, *sample_shape)
         """
         x = {"train": self.train, "test": self.test}.get(split)
         if x is None: raise ValueError(f"split must be one of {list(self.splits)}, got {split!r}")
@@ -269,6 +351,13 @@ class InMemoryDataset(BaseDataset):
         """Different training samples, chosen by the seed.
 
         Raises `ValueError` when there are fewer than `n`.
+
+        Args:
+            n: how many
+            seed: which ones
+
+        Returns:
+            (n, *sample_shape)
         """
         if check_count(n, "n") > len(self):
             raise ValueError(f"n={n} samples were asked for, but the training split holds "
@@ -288,6 +377,13 @@ class TorchDataset(BaseDataset):
         test: Dataset | None = None,  # of test samples
         workers: int = 0,  # processes that fetch samples
     ):
+        """PyTorch datasets, indexed or streams, as training and test split.
+
+        Args:
+            train: of training samples, as `as_batch` takes them once they are collated
+            test: of test samples
+            workers: processes that fetch samples
+        """
         self.workers = check_count(workers, "workers", least=0)
         self._datasets = {"train": train} if test is None else {"train": train, "test": test}
         for name, data in self._datasets.items():
@@ -303,7 +399,17 @@ class TorchDataset(BaseDataset):
         split: str = "train",  # 'train' or 'test'
         seed: int = 0,  # of the order and of the workers
     ) -> DataLoader:  # yields what the collated samples are
-        "A loader over one split."
+        """A loader over one split.
+
+        Args:
+            batch_size: samples per batch
+            shuffle: whether the order is random; a stream keeps its own
+            split: 'train' or 'test'
+            seed: of the order and of the workers
+
+        Returns:
+            yields what the collated samples are
+        """
         if split not in self.splits:
             raise ValueError(f"split must be one of {list(self.splits)}, got {split!r}")
         data = self._datasets[split]
@@ -315,7 +421,11 @@ class TorchDataset(BaseDataset):
 def as_dataset(
     data: Any,  # a dataset of this package or of PyTorch, a floating-point tensor or NumPy array
 ) -> BaseDataset:
-    "Return what can be trained on; raises `TypeError` that says what to write for anything else."
+    """Return what can be trained on; raises `TypeError` that says what to write for anything else.
+
+    Args:
+        data: a dataset of this package or of PyTorch, a floating-point tensor or NumPy array
+    """
     if isinstance(data, BaseDataset): return data
     if isinstance(data, Dataset): return TorchDataset(data)
     if isinstance(data, Tensor) or hasattr(data, "__array__"): return InMemoryDataset(data)
@@ -332,7 +442,16 @@ def split_rows(
     test_fraction: float = 0.2,  # share of the samples held out, in (0, 1)
     seed: int = 0,  # which samples are held out
 ) -> tuple[Tensor, Tensor]:  # row numbers of the training and of the test samples, each ascending
-    "Split row numbers in two at random; raises `ValueError` when one side would be empty."
+    """Split row numbers in two at random; raises `ValueError` when one side would be empty.
+
+    Args:
+        n: number of samples
+        test_fraction: share of the samples held out, in (0, 1)
+        seed: which samples are held out
+
+    Returns:
+        row numbers of the training and of the test samples, each ascending
+    """
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction must lie between 0 and 1, got {test_fraction}")
     n_test = round(n * test_fraction)

@@ -6,8 +6,9 @@
 __all__ = ['DigitsDataset']
 
 # %% ../../nbs/data/02_digits.ipynb #cell-002
+from typing import Any
+
 import torch
-from sklearn.datasets import load_digits
 
 from .base import InMemoryDataset, split_rows
 
@@ -20,6 +21,14 @@ class DigitsDataset(InMemoryDataset):
         test_fraction: float = 0.2,  # share of the images held out, in (0, 1)
         seed: int = 0,  # which images are held out
     ):
-        images = torch.from_numpy(load_digits().images).float().unsqueeze(1) / 16
+        """scikit-learn's bundled digits: 1,797 images (1, 8, 8) with values in [0, 1].
+
+        Args:
+            test_fraction: share of the images held out, in (0, 1)
+            seed: which images are held out
+        """
+        from sklearn.datasets import load_digits
+        digits: Any = load_digits()
+        images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
         train, test = split_rows(len(images), test_fraction, seed)
         super().__init__(images[train], images[test])

@@ -12,29 +12,38 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..core import step_generator
-from .base import InMemoryDataset, _check_count
+from ..core import check_count, step_generator
+from .base import InMemoryDataset
 
 # %% ../../nbs/data/01_gaussian.ipynb #cell-006
 def linear_gaussian_spectrum(
     A: Tensor,  # mixing matrix, (d, k) with k <= d
     sigma_noise: float,  # standard deviation of the noise, per coordinate
-) -> tuple[Tensor, Tensor]:  # eigenvalues (d,) of A Aᵀ + σ² I, descending; their first k eigenvectors U_k, (d, k)
-    "Eigenvalues and leading eigenvectors of the covariance, from the singular values of `A`."
-    U, s, _ = torch.linalg.svd(A.double(), full_matrices=False)
+) -> tuple[Tensor, Tensor]:  # eigenvalues of A Aᵀ + σ² I, (d,), descending; U_k, (d, k)
+    """Eigenvalues and leading k eigenvectors of the covariance, from the singular values of `A`.
+
+    Both as `A` in dtype and device; computed in float64 on the CPU, as some devices have none.
+
+    Args:
+        A: mixing matrix, (d, k) with k <= d
+        sigma_noise: standard deviation of the noise, per coordinate
+
+    Returns:
+        eigenvalues of A Aᵀ + σ² I, (d,), descending; U_k, (d, k)
+    """
+    U, s, _ = torch.linalg.svd(A.cpu().double(), full_matrices=False)
     # the largest entry of each column is positive
     sign = U.gather(0, U.abs().argmax(0, keepdim=True)).sign()
     eigenvalues = torch.full((A.shape[0],), float(sigma_noise) ** 2, dtype=torch.float64)
     eigenvalues[: A.shape[1]] += s.square()
-    return eigenvalues.to(A.dtype), (U * sign).to(A.dtype)
+    return eigenvalues.to(A.dtype).to(A.device), (U * sign).to(A.dtype).to(A.device)
 
 # %% ../../nbs/data/01_gaussian.ipynb #cell-010
 class GaussianDataset(InMemoryDataset):
     """Samples of x = Ay + w whose covariance is known.
 
     `A` (d, k), `covariance` (d, d), `eigenvalues` (d,), their first k eigenvectors `U_k` (d, k)
-    and `latent_eigenvalues` (k,),
-    the variances of U_kᵀ x."""
+    and `latent_eigenvalues` (k,), the variances of U_kᵀ x."""
 
     def __init__(
         self,
@@ -46,27 +55,38 @@ class GaussianDataset(InMemoryDataset):
         # number of test samples; None: a fifth of n_samples, at least one
         n_test: int | None = None,
     ):
-        if _check_count(k, "k") > _check_count(d, "d"):
-            raise ValueError(f"k must be at most d={d}, got k={k}")
+        """Samples of x = Ay + w whose covariance is known.
+
+        Args:
+            d: dimension of a sample
+            k: dimension of the hidden signal, at most d
+            sigma_noise: standard deviation of the noise, per coordinate
+            n_samples: number of training samples
+            seed: of the matrix and of all samples
+            n_test: number of test samples; None: a fifth of n_samples, at least one
+        """
+        self.d, self.k = check_count(d, "d"), check_count(k, "k")
+        if self.k > self.d: raise ValueError(f"k must be at most d={d}, got k={k}")
         if not (math.isfinite(sigma_noise) and sigma_noise >= 0):
             raise ValueError(f"sigma_noise must be finite and not negative, got {sigma_noise}")
-        n_test = max(1,
-                     _check_count(n_samples, "n_samples")
-                     // 5) if n_test is None else _check_count(n_test, "n_test")
-        self.d, self.k, self.sigma_noise, self.seed = d, k, float(sigma_noise), seed
-        self.A = torch.randn(d, k, generator=step_generator(seed, 0)) / math.sqrt(d)  # (d, k)
-        A = self.A.double()
-        self.covariance = (A @ A.T + sigma_noise**2 * torch.eye(d).double()).float()  # (d, d)
+        self.sigma_noise, self.seed = float(sigma_noise), seed
+        n_samples = check_count(n_samples, "n_samples")
+        n_test = max(1, n_samples // 5) if n_test is None else check_count(n_test, "n_test")
+        A = torch.randn(self.d, self.k, generator=step_generator(seed, 0), dtype=torch.float32)
+        self.A = A / math.sqrt(self.d)  # (d, k)
+        noise = self.sigma_noise**2 * torch.eye(self.d, dtype=torch.float64)
+        self.covariance = (self.A.double() @ self.A.double().T + noise).float()  # (d, d)
         # (d,) descending, (d, k)
-        self.eigenvalues, self.U_k = linear_gaussian_spectrum(self.A, sigma_noise)
-        self.latent_eigenvalues = self.eigenvalues[:k].clone()  # variances of U_kᵀ x, (k,)
-        super().__init__(self._draw(n_samples, 1), self._draw(n_test, 2))
+        self.eigenvalues, self.U_k = linear_gaussian_spectrum(self.A, self.sigma_noise)
+        self.latent_eigenvalues = self.eigenvalues[: self.k].clone()  # variances of U_kᵀ x, (k,)
+        super().__init__(self._sample(n_samples, 1), self._sample(n_test, 2))
 
-    def _draw(self, n: int, stream: int) -> Tensor:
+    def _sample(self, n: int, stream: int) -> Tensor:
         "Samples (n, d) from the seed's stream of that number."
         generator = step_generator(self.seed, stream)
-        y = torch.randn(n, self.k, generator=generator)
-        return y @ self.A.T + self.sigma_noise * torch.randn(n, self.d, generator=generator)
+        y = torch.randn(n, self.k, generator=generator, dtype=torch.float32)
+        w = torch.randn(n, self.d, generator=generator, dtype=torch.float32)
+        return y @ self.A.T + self.sigma_noise * w
 
     def get_initialization_batch(
         self,
@@ -78,5 +98,14 @@ class GaussianDataset(InMemoryDataset):
         """What a codebook is initialized from.
 
         Raises `ValueError` when there are fewer than `n` samples.
+
+        Args:
+            n: training samples to use
+            encoder: (B, d) -> (B, *grid, dim); None: x -> U_kᵀ x
+            seed: which samples
+
+        Returns:
+            latents, (n, k) without an encoder
         """
-        return super().get_initialization_batch(n, encoder or (lambda x: x @ self.U_k), seed)
+        if encoder is None: encoder = lambda x: x @ self.U_k.to(x)
+        return super().get_initialization_batch(n, encoder, seed)

@@ -8,19 +8,25 @@ __all__ = ['SOURCES', 'Source', 'rows_to_images', 'OpenMLImageDataset']
 # %% ../../nbs/data/04_openml.ipynb #cell-002
 import warnings
 from os import PathLike
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.datasets import fetch_openml, get_data_home
 from torch import Tensor
 
-from ..core import step_generator
-from .base import InMemoryDataset, _check_count
+from ..core import check_count, step_generator
+from .base import InMemoryDataset
 
 # %% ../../nbs/data/04_openml.ipynb #cell-005
 class Source(NamedTuple):
-    "Where a collection lies on OpenML and how its rows are read."
+    """Where a collection lies on OpenML and how its rows are read.
+
+    Attributes:
+        openml_name: its name there
+        version: its version there
+        shape: of one image: channels, height, width
+        test_share: one row in so many, counted from the end, is for the test
+    """
     openml_name: str  # its name there
     version: int  # its version there
     shape: tuple[int, int, int]  # of one image: channels, height, width
@@ -41,6 +47,13 @@ def rows_to_images(
     """Give the rows of a table the shape of images.
 
     Raises `ValueError` when they have another number of pixels.
+
+    Args:
+        rows: (N, channels * height * width), values from 0 to 255
+        shape: channels, height, width
+
+    Returns:
+        (N, channels, height, width), float32, values in [0, 1]
     """
     if rows.ndim != 2 or rows.shape[1] != np.prod(shape):
         raise ValueError(f"an image of shape {shape} has {np.prod(shape)} pixels, got a table of "
@@ -48,28 +61,27 @@ def rows_to_images(
     if len(rows) and not (rows.min() >= 0 and rows.max() <= 255):
         raise ValueError(f"pixels must lie between 0 and 255, got values from {rows.min()} to "
                          f"{rows.max()}")
-    return (
-        torch.from_numpy(np.array(rows, dtype=np.float32, order="C")).div_(255).reshape(-1, *shape)
-    )
+    pixels = torch.from_numpy(np.array(rows, dtype=np.float32, order="C"))
+    return pixels.div_(255).reshape(-1, *shape)
 
 # %% ../../nbs/data/04_openml.ipynb #cell-010
 def _fetch(name: str, data_home: str | PathLike | None) -> np.ndarray:
     "The table of a collection, from the cache or from the network."
+    from sklearn.datasets import fetch_openml, get_data_home
     source = SOURCES[name]
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="A network error occurred")
-            return fetch_openml(source.openml_name, version=source.version, data_home=data_home,
-                                as_frame=False, n_retries=1, parser="pandas",
-                                read_csv_kwargs={"dtype": np.float32}).data
+            table: Any = fetch_openml(source.openml_name, version=source.version,
+                                      data_home=data_home, as_frame=False, n_retries=1,
+                                      parser="pandas", read_csv_kwargs={"dtype": np.float32})
+            return table.data
     except OSError as error:  # urllib's errors, time-outs and refused connections are all OSErrors
         raise ConnectionError(
             f"{name!r} is not complete in the cache folder {get_data_home(data_home)} and could "
-            "not be downloaded "
-            f"from OpenML as {source.openml_name!r} version {source.version}: {error}. Load it "
-            "once with a network, or copy the "
-            "folder from a machine that has it and pass its path as data_home"
-        ) from error
+            f"not be downloaded from OpenML as {source.openml_name!r} version {source.version}: "
+            f"{error}. Load it once with a network, or copy the folder from a machine that has it "
+            "and pass its path as data_home") from error
 
 # %% ../../nbs/data/04_openml.ipynb #cell-011
 class OpenMLImageDataset(InMemoryDataset):
@@ -84,10 +96,20 @@ class OpenMLImageDataset(InMemoryDataset):
         data_home: str | PathLike | None = None,
         seed: int = 0,  # which images, where not all are used
     ):
+        """MNIST, Fashion-MNIST or CIFAR-10: images (channels, height, width) with values in [0,
+        1].
+
+        Args:
+            name: 'mnist', 'fashion-mnist' or 'cifar10'
+            n_train: this many training images, chosen by the seed; None: all
+            n_test: this many test images, chosen by the seed; None: all
+            data_home: cache folder; None: scikit-learn's, ~/scikit_learn_data
+            seed: which images, where not all are used
+        """
         if name not in SOURCES:
             raise ValueError(f"name must be one of {list(SOURCES)}, got {name!r}")
-        for label, value in dict(n_train=n_train, n_test=n_test).items():
-            if value is not None: _check_count(value, label)
+        if n_train is not None: n_train = check_count(n_train, "n_train")
+        if n_test is not None: n_test = check_count(n_test, "n_test")
         rows, source = _fetch(name, data_home), SOURCES[name]
         border = len(rows) - len(rows) // source.test_share
         train = _choose(rows[:border], n_train, "n_train", step_generator(seed, 0))

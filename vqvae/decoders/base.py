@@ -22,6 +22,12 @@ class BaseDecoder(Component, ABC):
         self,
         dim: int | None = None,  # size of a latent vector; None: not declared
     ) -> None:
+        """Latents to samples: `(B, *grid, dim) -> (B, *sample_shape)`, vectors on the last axis of
+        the input.
+
+        Args:
+            dim: size of a latent vector; None: not declared
+        """
         super().__init__()
         self.dim = None if dim is None else check_count(dim, "dim")
         self.sample_shape: tuple[int, ...] | None = None
@@ -31,7 +37,14 @@ class BaseDecoder(Component, ABC):
         self,
         z: Tensor,  # latents, (B, *grid, dim)
     ) -> Tensor:  # reconstructed samples, (B, *sample_shape)
-        "Decode a batch; raises `ValueError` for latents that do not fit."
+        """Decode a batch; raises `ValueError` for latents that do not fit.
+
+        Args:
+            z: latents, (B, *grid, dim)
+
+        Returns:
+            reconstructed samples, (B, *sample_shape)
+        """
 
 # %% ../../nbs/decoders/00_base.ipynb #cell-011
 def check_latents(
@@ -39,7 +52,17 @@ def check_latents(
     dim: int | None,  # expected size of a vector; None: any
     grid: Sequence[int | None] = (),  # expected axes between batch and vector; None: any size
 ) -> Tensor:  # `z` itself
-    "Return `z`; raise `ValueError` unless it is finite and has the expected grid and vector size."
+    """Return `z`; raise `ValueError` unless it is finite and has the expected grid and vector
+    size.
+
+    Args:
+        z: latents, (B, *grid, dim)
+        dim: expected size of a vector; None: any
+        grid: expected axes between batch and vector; None: any size
+
+    Returns:
+        `z` itself
+    """
     wanted = (None, *grid, dim)
     if isinstance(z, Tensor) and not (z.ndim == len(wanted) and all(
             want in (None, got) for want, got in zip(wanted, z.shape))):

@@ -14,8 +14,10 @@ from ..encoders.conv import ResidualBlock, _prime_factors
 
 # %% ../../nbs/decoders/03_conv.ipynb #cell-006
 class ConvDecoder(BaseDecoder):
-    """Residual blocks and transposed convolutions: `(B, h, w, dim) -> (B, out_channels, h*upsample,
-    w*upsample)`."""
+    """Residual blocks and transposed convolutions: `(B, h, w, dim) -> (B, out_channels,
+    h*upsample,
+    w*upsample)`.
+    """
 
     def __init__(
         self,
@@ -26,6 +28,17 @@ class ConvDecoder(BaseDecoder):
         residual_blocks: int = 2,  # how many; 0 for none
         seed: int = 0,  # of the initial weights
     ) -> None:
+        """Residual blocks and transposed convolutions: `(B, h, w, dim) -> (B, out_channels,
+        h*upsample, w*upsample)`.
+
+        Args:
+            out_channels: channels of the images
+            dim: size of a latent vector
+            upsample: image pixels per latent position, along each side
+            hidden: channels in between
+            residual_blocks: how many; 0 for none
+            seed: of the initial weights
+        """
         out_channels, dim = check_count(out_channels, "out_channels"), check_count(dim, "dim")
         upsample, hidden = check_count(upsample, "upsample"), check_count(hidden, "hidden")
         residual_blocks = check_count(residual_blocks, "residual_blocks", 0)
@@ -45,5 +58,12 @@ class ConvDecoder(BaseDecoder):
         self,
         z: Tensor,  # latents, (B, h, w, dim)
     ) -> Tensor:  # images, (B, out_channels, h*upsample, w*upsample)
-        "Decode a batch; raises `ValueError` for latents that are not a grid of `dim` values each."
+        """Decode a batch; raises `ValueError` for latents that are not a grid of `dim` values each.
+
+        Args:
+            z: latents, (B, h, w, dim)
+
+        Returns:
+            images, (B, out_channels, h*upsample, w*upsample)
+        """
         return self.layers(check_latents(z, self.dim, (None, None)).permute(0, 3, 1, 2))

@@ -25,6 +25,14 @@ class LearnedLinearDecoder(BaseDecoder):
         bias: bool = True,  # whether to add an offset
         seed: int = 0,  # of the initial weights
     ) -> None:
+        """A trainable linear map from latents to samples.
+
+        Args:
+            dim: size of a latent vector
+            sample_shape: shape of one sample; an integer d stands for (d,)
+            bias: whether to add an offset
+            seed: of the initial weights
+        """
         shape, dim = as_shape(sample_shape), check_count(dim, "dim")
         super().__init__(dim)
         self.sample_shape = shape
@@ -34,5 +42,12 @@ class LearnedLinearDecoder(BaseDecoder):
         self,
         z: Tensor,  # latents, (B, dim)
     ) -> Tensor:  # samples, (B, *sample_shape)
-        "Decode a batch; raises `ValueError` for latents of another size."
+        """Decode a batch; raises `ValueError` for latents of another size.
+
+        Args:
+            z: latents, (B, dim)
+
+        Returns:
+            samples, (B, *sample_shape)
+        """
         return self.linear(check_latents(z, self.dim)).unflatten(-1, self.sample_shape)

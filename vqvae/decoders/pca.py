@@ -26,6 +26,14 @@ class PCADecoder(BaseDecoder):
         trainable: bool = False,  # whether training may change basis and mean
         sample_shape: int | Sequence[int] | None = None,  # shape of one sample; None: (d,)
     ) -> None:
+        """Reconstruction from PCA coordinates: `x = mean + U_k z`, frozen unless `trainable`.
+
+        Args:
+            U_k: basis, (d, k), orthonormal columns
+            mean: d values; None: the data are centred
+            trainable: whether training may change basis and mean
+            sample_shape: shape of one sample; None: (d,)
+        """
         basis, offset = pca_parameters(U_k, mean)
         shape = as_shape(basis.shape[0] if sample_shape is None else sample_shape)
         if Size(shape).numel() != basis.shape[0]:
@@ -40,7 +48,14 @@ class PCADecoder(BaseDecoder):
         self,
         z: Tensor,  # latents, (B, k)
     ) -> Tensor:  # samples, (B, *sample_shape)
-        "Reconstruct a batch; raises `ValueError` for latents of another size."
+        """Reconstruct a batch; raises `ValueError` for latents of another size.
+
+        Args:
+            z: latents, (B, k)
+
+        Returns:
+            samples, (B, *sample_shape)
+        """
         x = check_latents(z, self.dim) @ self.U_k.T
         return (x if self.mean is None else x + self.mean).unflatten(-1, self.sample_shape or (-1,))
 
@@ -54,6 +69,14 @@ class PCADecoder(BaseDecoder):
         """Find the basis on data, as `PCAEncoder.fit` does.
 
         Raises `ValueError` for fewer than `dim` samples.
+
+        Args:
+            data: samples, (n, *sample_shape)
+            dim: k, number of components to keep
+            trainable: whether training may change basis and mean
+
+        Returns:
+            a decoder to samples of this shape
         """
         return cls(*principal_components(data, dim), trainable=trainable,
                    sample_shape=tuple(data.shape[1:]))

@@ -30,6 +30,19 @@ class TransformerDecoder(BaseDecoder):
         heads: int = 4,  # attention heads, a divisor of `width`
         seed: int = 0,  # of the initial weights
     ) -> None:
+        """A small vision transformer back to pixels: `(B, H/patch_size, W/patch_size, dim) -> (B,
+        out_channels, H, W)`.
+
+        Args:
+            out_channels: channels of the images
+            image_size: height and width; an integer for square images
+            patch_size: image pixels per latent position, along each side
+            dim: size of a latent vector
+            width: size of a token inside
+            depth: number of layers
+            heads: attention heads, a divisor of `width`
+            seed: of the initial weights
+        """
         out_channels, dim = check_count(out_channels, "out_channels"), check_count(dim, "dim")
         super().__init__(dim)
         self.image_size, self.grid = patch_grid(image_size, patch_size)
@@ -44,6 +57,13 @@ class TransformerDecoder(BaseDecoder):
         self,
         z: Tensor,  # latents, (B, H/patch_size, W/patch_size, dim)
     ) -> Tensor:  # images, (B, out_channels, *image_size)
-        "Decode a batch; raises `ValueError` for another grid or vector size."
+        """Decode a batch; raises `ValueError` for another grid or vector size.
+
+        Args:
+            z: latents, (B, H/patch_size, W/patch_size, dim)
+
+        Returns:
+            images, (B, out_channels, *image_size)
+        """
         tokens = self.transformer(self.embed(check_latents(z, self.dim, self.grid)))
         return unpatchify(self.project(tokens), self.out_channels, self.patch_size)

@@ -25,6 +25,12 @@ class BaseEncoder(Component, ABC):
         # smallest valid shape of one sample; None: not declared
         input_shape: int | Sequence[int] | None = None,
     ) -> None:
+        """Samples to latents: `(B, *sample_shape) -> (B, *grid, dim)`, vectors on the last axis.
+
+        Args:
+            dim: size of a latent vector; None: not declared
+            input_shape: smallest valid shape of one sample; None: not declared
+        """
         super().__init__()
         self.dim = None if dim is None else check_count(dim, "dim")
         self.input_shape = None if input_shape is None else as_shape(input_shape, "input_shape")
@@ -34,7 +40,14 @@ class BaseEncoder(Component, ABC):
         self,
         x: Tensor,  # samples, (B, *sample_shape)
     ) -> Tensor:  # latents, (B, *grid, dim)
-        "Encode a batch; raises `ValueError` for samples that do not fit."
+        """Encode a batch; raises `ValueError` for samples that do not fit.
+
+        Args:
+            x: samples, (B, *sample_shape)
+
+        Returns:
+            latents, (B, *grid, dim)
+        """
 
 # %% ../../nbs/encoders/00_base.ipynb #cell-007
 def as_shape(
@@ -44,6 +57,13 @@ def as_shape(
     """Return a shape as a tuple.
 
     Raises `TypeError` unless it holds integers, `ValueError` unless they are positive.
+
+    Args:
+        shape: the sizes of one sample; an integer d stands for (d,)
+        name: how the message calls it
+
+    Returns:
+        the same as a tuple of positive integers
     """
     sizes = tuple(shape) if isinstance(shape, Iterable) and np.ndim(shape) else (shape,)
     if not all(isinstance(size, numbers.Integral) for size in sizes):
@@ -58,7 +78,16 @@ def flatten_samples(
     # the exact shape of one sample; None: any with `size` values
     sample_shape: tuple[int, ...] | None = None,
 ) -> Tensor:  # (B, size)
-    "Flatten all axes but the first; raise `ValueError` where a sample has another shape."
+    """Flatten all axes but the first; raise `ValueError` where a sample has another shape.
+
+    Args:
+        x: samples, (B, *sample_shape)
+        size: values per sample
+        sample_shape: the exact shape of one sample; None: any with `size` values
+
+    Returns:
+        (B, size)
+    """
     if isinstance(x, Tensor):
         if sample_shape is not None and x.shape[1:] != sample_shape:
             raise ValueError(f"x must have shape (B, {', '.join(map(str, sample_shape))}), got "
@@ -74,7 +103,16 @@ def check_images(
     channels: int,  # expected number of channels
     multiple: int = 1,  # height and width must be multiples of this
 ) -> Tensor:  # `x` itself
-    "Return `x`; raise `ValueError` unless it is a finite batch of images whose sizes fit."
+    """Return `x`; raise `ValueError` unless it is a finite batch of images whose sizes fit.
+
+    Args:
+        x: images, (B, channels, H, W)
+        channels: expected number of channels
+        multiple: height and width must be multiples of this
+
+    Returns:
+        `x` itself
+    """
     if isinstance(x, Tensor):
         if x.ndim != 4 or x.shape[1] != channels:
             raise ValueError(f"x must be images of shape (B, {channels}, H, W), got "

@@ -30,6 +30,11 @@ class ResidualBlock(nn.Module):
         self,
         channels: int,  # of input and output
     ) -> None:
+        """`x + conv1x1(relu(conv3x3(relu(x))))`, van den Oord et al. 2017, section 4.1.
+
+        Args:
+            channels: of input and output
+        """
         super().__init__()
         self.body = nn.Sequential(nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(),
                                   nn.Conv2d(channels, channels, 1))
@@ -38,7 +43,14 @@ class ResidualBlock(nn.Module):
         self,
         x: Tensor,  # (B, channels, H, W)
     ) -> Tensor:  # (B, channels, H, W)
-        "Add the block's output to its input."
+        """Add the block's output to its input.
+
+        Args:
+            x: (B, channels, H, W)
+
+        Returns:
+            (B, channels, H, W)
+        """
         return x + self.body(x)
 
 # %% ../../nbs/encoders/03_conv.ipynb #cell-012
@@ -55,6 +67,17 @@ class ConvEncoder(BaseEncoder):
         residual_blocks: int = 2,  # how many; 0 for none
         seed: int = 0,  # of the initial weights
     ) -> None:
+        """Strided convolutions and residual blocks: `(B, in_channels, H, W) -> (B, H/downsample,
+        W/downsample, dim)`.
+
+        Args:
+            in_channels: channels of the images
+            dim: size of a latent vector
+            downsample: image pixels per latent position, along each side
+            hidden: channels in between
+            residual_blocks: how many; 0 for none
+            seed: of the initial weights
+        """
         in_channels, dim = check_count(in_channels, "in_channels"), check_count(dim, "dim")
         downsample, hidden = check_count(downsample, "downsample"), check_count(hidden, "hidden")
         residual_blocks = check_count(residual_blocks, "residual_blocks", 0)
@@ -77,6 +100,12 @@ class ConvEncoder(BaseEncoder):
         """Encode a batch.
 
         Raises `ValueError` for other channels or sizes that `downsample` does not divide.
+
+        Args:
+            x: images, (B, in_channels, H, W)
+
+        Returns:
+            latents, (B, H/downsample, W/downsample, dim)
         """
         check_images(x, self.in_channels, self.downsample)
         return self.layers(x).permute(0, 2, 3, 1).contiguous()

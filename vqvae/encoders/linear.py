@@ -24,6 +24,14 @@ class LearnedLinearEncoder(BaseEncoder):
         bias: bool = True,  # whether to add an offset
         seed: int = 0,  # of the initial weights
     ) -> None:
+        """A trainable linear map from flattened samples to latents.
+
+        Args:
+            sample_shape: shape of one sample; an integer d stands for (d,)
+            dim: size of a latent vector
+            bias: whether to add an offset
+            seed: of the initial weights
+        """
         shape, dim = as_shape(sample_shape), check_count(dim, "dim")
         super().__init__(dim, shape)
         self.sample_shape = shape
@@ -33,5 +41,12 @@ class LearnedLinearEncoder(BaseEncoder):
         self,
         x: Tensor,  # samples, (B, *sample_shape)
     ) -> Tensor:  # latents, (B, dim)
-        "Encode a batch; raises `ValueError` for samples of another shape."
+        """Encode a batch; raises `ValueError` for samples of another shape.
+
+        Args:
+            x: samples, (B, *sample_shape)
+
+        Returns:
+            latents, (B, dim)
+        """
         return self.linear(flatten_samples(x, self.linear.in_features, self.sample_shape))

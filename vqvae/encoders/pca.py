@@ -32,6 +32,13 @@ def pca_parameters(
     """Check a basis and its mean and copy them into parameters.
 
     Raises `ValueError` unless the basis is orthonormal.
+
+    Args:
+        U_k: basis, (d, k), orthonormal columns
+        mean: d values in any shape; None: the data are centred
+
+    Returns:
+        copies of both, (d, k) and (d,)
     """
     check_finite(U_k, "U_k")
     if U_k.ndim != 2: raise ValueError(f"U_k must have shape (d, k), got {tuple(U_k.shape)}")
@@ -55,6 +62,14 @@ class PCAEncoder(BaseEncoder):
         # shape of one sample; None: any with d values
         sample_shape: int | Sequence[int] | None = None,
     ) -> None:
+        """Projection onto a PCA basis: `z = U_k^T (x - mean)`, frozen unless `trainable`.
+
+        Args:
+            U_k: basis, (d, k), orthonormal columns
+            mean: d values; None: the data are centred
+            trainable: whether training may change basis and mean
+            sample_shape: shape of one sample; None: any with d values
+        """
         basis, offset = pca_parameters(U_k, mean)
         shape = as_shape(basis.shape[0] if sample_shape is None else sample_shape)
         if torch.Size(shape).numel() != basis.shape[0]:
@@ -69,7 +84,14 @@ class PCAEncoder(BaseEncoder):
         self,
         x: Tensor,  # samples, (B, *sample_shape), d values each
     ) -> Tensor:  # latents, (B, k)
-        "Project a batch; raises `ValueError` for samples of another size."
+        """Project a batch; raises `ValueError` for samples of another size.
+
+        Args:
+            x: samples, (B, *sample_shape), d values each
+
+        Returns:
+            latents, (B, k)
+        """
         x = flatten_samples(x, self.U_k.shape[0], self.sample_shape)
         return (x if self.mean is None else x - self.mean) @ self.U_k
 
@@ -83,6 +105,14 @@ class PCAEncoder(BaseEncoder):
         """Find the basis on data, with scikit-learn's PCA.
 
         Raises `ValueError` for fewer than `dim` samples.
+
+        Args:
+            data: samples, (n, *sample_shape)
+            dim: k, number of components to keep
+            trainable: whether training may change basis and mean
+
+        Returns:
+            an encoder for samples of this shape
         """
         return cls(*principal_components(data, dim), trainable=trainable,
                    sample_shape=tuple(data.shape[1:]))
@@ -92,7 +122,15 @@ def principal_components(
     data: Tensor,  # samples, (n, *sample_shape), flattened to d values each
     dim: int,  # k, number of components to keep
 ) -> tuple[Tensor, Tensor]:  # basis (d, k) in order of falling variance, and mean (d,)
-    "PCA of a batch of samples; raises `ValueError` unless `1 <= dim <= min(n, d)`."
+    """PCA of a batch of samples; raises `ValueError` unless `1 <= dim <= min(n, d)`.
+
+    Args:
+        data: samples, (n, *sample_shape), flattened to d values each
+        dim: k, number of components to keep
+
+    Returns:
+        basis (d, k) in order of falling variance, and mean (d,)
+    """
     from sklearn.decomposition import PCA
 
     flat = check_finite(data, "data").detach().flatten(1).cpu().double()

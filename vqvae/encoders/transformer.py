@@ -19,7 +19,15 @@ def patchify(
     x: Tensor,  # images, (B, C, H, W)
     patch_size: int,  # p, divides H and W
 ) -> Tensor:  # patches, (B, H/p, W/p, C*p*p)
-    "Cut images into flattened square patches."
+    """Cut images into flattened square patches.
+
+    Args:
+        x: images, (B, C, H, W)
+        patch_size: p, divides H and W
+
+    Returns:
+        patches, (B, H/p, W/p, C*p*p)
+    """
     B, C, H, W = x.shape
     p = patch_size
     return x.reshape(B, C, H // p, p, W // p, p).permute(0, 2, 4, 1, 3, 5).flatten(3)
@@ -30,7 +38,16 @@ def unpatchify(
     channels: int,  # C
     patch_size: int,  # p
 ) -> Tensor:  # images, (B, C, h*p, w*p)
-    "Put images together from their patches: the inverse of `patchify`."
+    """Put images together from their patches: the inverse of `patchify`.
+
+    Args:
+        patches: (B, h, w, C*p*p)
+        channels: C
+        patch_size: p
+
+    Returns:
+        images, (B, C, h*p, w*p)
+    """
     parts = patches.unflatten(-1, (channels, patch_size, patch_size)).permute(0, 3, 1, 4, 2, 5)
     return parts.flatten(4, 5).flatten(2, 3)
 
@@ -46,6 +63,15 @@ class TokenTransformer(nn.Module):
         depth: int,  # number of layers
         heads: int,  # attention heads, a divisor of `width`
     ) -> None:
+        """Learned positions, pre-norm transformer layers and a final normalization over a grid of
+        tokens.
+
+        Args:
+            grid: rows and columns of tokens
+            width: size of a token
+            depth: number of layers
+            heads: attention heads, a divisor of `width`
+        """
         super().__init__()
         width, depth = check_count(width, "width"), check_count(depth, "depth")
         heads = check_count(heads, "heads")
@@ -64,7 +90,14 @@ class TokenTransformer(nn.Module):
         self,
         tokens: Tensor,  # (B, rows, columns, width)
     ) -> Tensor:  # (B, rows, columns, width)
-        "Let every token attend to every other one."
+        """Let every token attend to every other one.
+
+        Args:
+            tokens: (B, rows, columns, width)
+
+        Returns:
+            (B, rows, columns, width)
+        """
         sequence = tokens.flatten(1, 2).transpose(0, 1) + self.positions
         return self.norm(self.layers(sequence)).transpose(0, 1).reshape(tokens.shape)
 
@@ -73,7 +106,15 @@ def patch_grid(
     image_size: int | Sequence[int],  # height and width; an integer for square images
     patch_size: int,  # side of a patch in pixels
 ) -> tuple[tuple[int, int], tuple[int, int]]:  # (H, W) and (H/p, W/p)
-    "Image size and token grid; raises `ValueError` when patches do not fill the image."
+    """Image size and token grid; raises `ValueError` when patches do not fill the image.
+
+    Args:
+        image_size: height and width; an integer for square images
+        patch_size: side of a patch in pixels
+
+    Returns:
+        (H, W) and (H/p, W/p)
+    """
     size = as_shape(image_size, "image_size")
     if not isinstance(image_size, Iterable): size *= 2
     if len(size) != 2: raise ValueError(f"image_size must be one or two integers, got {image_size}")
@@ -85,7 +126,9 @@ def patch_grid(
 
 # %% ../../nbs/encoders/04_transformer.ipynb #cell-016
 class TransformerEncoder(BaseEncoder):
-    "A small vision transformer: `(B, in_channels, H, W) -> (B, H/patch_size, W/patch_size, dim)`."
+    """A small vision transformer: `(B, in_channels, H, W) -> (B, H/patch_size, W/patch_size,
+    dim)`.
+    """
 
     def __init__(
         self,
@@ -98,6 +141,19 @@ class TransformerEncoder(BaseEncoder):
         heads: int = 4,  # attention heads, a divisor of `width`
         seed: int = 0,  # of the initial weights
     ) -> None:
+        """A small vision transformer: `(B, in_channels, H, W) -> (B, H/patch_size, W/patch_size,
+        dim)`.
+
+        Args:
+            in_channels: channels of the images
+            image_size: height and width; an integer for square images
+            patch_size: image pixels per latent position, along each side
+            dim: size of a latent vector
+            width: size of a token inside
+            depth: number of layers
+            heads: attention heads, a divisor of `width`
+            seed: of the initial weights
+        """
         size, grid = patch_grid(image_size, patch_size)
         in_channels, dim = check_count(in_channels, "in_channels"), check_count(dim, "dim")
         super().__init__(dim, (in_channels, *size))
@@ -112,7 +168,14 @@ class TransformerEncoder(BaseEncoder):
         self,
         x: Tensor,  # images, (B, in_channels, *image_size)
     ) -> Tensor:  # latents, (B, H/patch_size, W/patch_size, dim)
-        "Encode a batch; raises `ValueError` for other channels or another image size."
+        """Encode a batch; raises `ValueError` for other channels or another image size.
+
+        Args:
+            x: images, (B, in_channels, *image_size)
+
+        Returns:
+            latents, (B, H/patch_size, W/patch_size, dim)
+        """
         check_images(x, self.in_channels)
         if x.shape[2:] != self.image_size:
             raise ValueError(f"x must hold images of {self.image_size[0]} x {self.image_size[1]} "

@@ -54,7 +54,16 @@ def plot_training(
     metrics: str | Sequence[str] | None = None,  # which to draw; all when None
     ax: Axes | None = None,  # where to draw; new axes when None
 ) -> Axes:  # with one line per metric (colour) and split (dashes)
-    "Curves over training steps. Raises `ValueError` for a metric that was not logged."
+    """Curves over training steps. Raises `ValueError` for a metric that was not logged.
+
+    Args:
+        history: tidy rows: step, split, metric, value
+        metrics: which to draw; all when None
+        ax: where to draw; new axes when None
+
+    Returns:
+        with one line per metric (colour) and split (dashes)
+    """
     frame = history.frame if isinstance(history, MetricsTracker) else history
     frame = _check_columns(frame, ["step", "split", "metric", "value"], "history")
     frame = frame.sort_values("step", kind="stable")
@@ -106,7 +115,15 @@ def plot_code_usage(
     counts: CodebookMetrics | Tensor | Sequence[int],
     ax: Axes | None = None,  # where to draw; new axes when None
 ) -> Axes:  # with codes ranked by use
-    "Ranked use of a codebook. Raises `ValueError` when nothing was counted."
+    """Ranked use of a codebook. Raises `ValueError` when nothing was counted.
+
+    Args:
+        counts: how often each code was chosen, (codebook_size,)
+        ax: where to draw; new axes when None
+
+    Returns:
+        with codes ranked by use
+    """
     given = torch.as_tensor(counts.counts if isinstance(counts, CodebookMetrics) else counts)
     if given.ndim != 1:
         raise ValueError(f"counts must have shape (codebook_size,), got {tuple(given.shape)}")
@@ -180,7 +197,18 @@ def plot_codebook(
     ax: Axes | None = None,  # where to draw; new axes when None
 ) -> Axes:  # with cells, data and codes
     """Codes and their Voronoi cells in the plane; for dim > 2 as the principal plane of the data,
-    or of the codebook, cuts them."""
+    or of the codebook, cuts them.
+
+    Args:
+        codebook: codes, (codebook_size, dim), dim ≥ 2
+        data: latents to draw behind the codes, (..., dim); the first 2000
+        counts: how often each code was chosen, (codebook_size,): those never chosen are crossed
+            out
+        ax: where to draw; new axes when None
+
+    Returns:
+        with cells, data and codes
+    """
     check_finite(codebook, "codebook")
     if codebook.ndim != 2 or codebook.shape[1] < 2:
         raise ValueError("codebook must have shape (codebook_size, dim) with dim at least 2, got "
@@ -241,6 +269,15 @@ def plot_reconstructions(
     """Originals above their reconstructions; the title has the error of all B images.
 
     Raises `ValueError` for other shapes.
+
+    Args:
+        x: originals, (B, 1 or 3, H, W), from 0 to 1
+        x_recon: reconstructions, same shape
+        n: how many to draw, the first ones
+        ax: where to draw; new axes when None
+
+    Returns:
+        the figure that holds the axes
     """
     error, decibels = mse(x, x_recon), psnr(x, x_recon)
     if x.ndim != 4 or x.shape[1] not in (1, 3):
@@ -281,7 +318,16 @@ def plot_rate_distortion(
     limits: Mapping[str, tuple[Any, Any]] | None = None,
     ax: Axes | None = None,  # where to draw; new axes when None
 ) -> Axes:  # with distortion on a logarithmic axis
-    "Measured distortions over their rates, with intervals, above theoretical limits."
+    """Measured distortions over their rates, with intervals, above theoretical limits.
+
+    Args:
+        points: columns method, rate, distortion and, for intervals, low and high
+        limits: name -> (rates ascending, distortions) of a theoretical line
+        ax: where to draw; new axes when None
+
+    Returns:
+        with distortion on a logarithmic axis
+    """
     interval = [name for name in ("low", "high") if name in getattr(points, "columns", ())]
     _check_columns(points, ["method", "rate", "distortion"] + (["low", "high"] if interval else []),
                    "points")

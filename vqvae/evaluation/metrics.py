@@ -18,7 +18,14 @@ from ..core import check_count, check_finite, check_positive
 def used_counts(
     counts: Tensor,  # how often each code was chosen, any shape, dense or sparse
 ) -> Tensor:  # the same numbers; of a sparse tensor those that it holds
-    "The counts that an entropy is computed from."
+    """The counts that an entropy is computed from.
+
+    Args:
+        counts: how often each code was chosen, any shape, dense or sparse
+
+    Returns:
+        the same numbers; of a sparse tensor those that it holds
+    """
     return counts.coalesce().values() if counts.is_sparse else counts
 
 
@@ -27,7 +34,14 @@ def entropy_bits(
 ) -> float:  # H, bits per index
     """Entropy of the use of a codebook, in bits.
 
-    Raises `ValueError` for counts that are empty, negative, not finite or all zero."""
+    Raises `ValueError` for counts that are empty, negative, not finite or all zero.
+
+    Args:
+        counts: how often each code was chosen, or its probability, any shape
+
+    Returns:
+        H, bits per index
+    """
     counts = used_counts(torch.as_tensor(counts)).detach().cpu().double()
     check_finite(counts, "counts")
     if (counts < 0).any():
@@ -45,6 +59,12 @@ def perplexity(
     """Two to the power of `entropy_bits`: how many codes, used equally, would carry as much.
 
     Raises like `entropy_bits`.
+
+    Args:
+        counts: how often each code was chosen, or its probability, any shape
+
+    Returns:
+        between 1 and the number of codes
     """
     return 2.0 ** entropy_bits(counts)
 
@@ -69,7 +89,15 @@ def mse(
     x: Tensor,  # originals, any shape
     x_recon: Tensor,  # reconstructions, same shape
 ) -> float:  # squared error per element
-    "Mean squared error. Raises `ValueError` for different shapes, NaN or infinity."
+    """Mean squared error. Raises `ValueError` for different shapes, NaN or infinity.
+
+    Args:
+        x: originals, any shape
+        x_recon: reconstructions, same shape
+
+    Returns:
+        squared error per element
+    """
     a, b = _pair(x, x_recon, ("x", "x_recon"))
     return (a - b).square().mean().item()
 
@@ -79,7 +107,16 @@ def psnr(
     x_recon: Tensor,  # reconstructions, same shape
     data_range: float = 1.0,  # largest minus smallest possible value
 ) -> float:  # decibels; infinite when both are equal
-    "Peak signal-to-noise ratio of all elements together. Raises like `mse`."
+    """Peak signal-to-noise ratio of all elements together. Raises like `mse`.
+
+    Args:
+        x: originals, any shape
+        x_recon: reconstructions, same shape
+        data_range: largest minus smallest possible value
+
+    Returns:
+        decibels; infinite when both are equal
+    """
     check_positive(data_range, "data_range")
     error = mse(x, x_recon)
     return 10 * math.log10(data_range ** 2 / error) if error > 0 else math.inf
@@ -169,12 +206,20 @@ def _real(x: Tensor, mask: Tensor, name: str) -> Tensor:
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #cell-019
 class CodebookMetrics:
-    """Use and distortion of a codebook, accumulated over a dataset: the same however it is cut into
-    batches."""
+    """Use and distortion of a codebook, accumulated over a dataset: the same however it is cut
+    into
+    batches.
+    """
     def __init__(
         self,
         codebook_size: int,  # n, number of distinct codes
     ):
+        """Use and distortion of a codebook, accumulated over a dataset: the same however it is cut
+        into batches.
+
+        Args:
+            codebook_size: n, number of distinct codes
+        """
         self.codebook_size = check_count(codebook_size, "codebook_size")
         self.reset()
 
@@ -200,7 +245,14 @@ class CodebookMetrics:
 
         Raises `TypeError` or `ValueError` for indices of a wrong dtype or range, other
         shapes or values that are not
-        finite; the state is then as it was."""
+        finite; the state is then as it was.
+
+        Args:
+            indices: chosen codes, integers, (B, *grid) or (B, *grid, codes per position)
+            z: latents, (B, *grid, dim)
+            z_q: their codewords, (B, *grid, dim)
+            mask: bool, (B, *grid), true at real positions
+        """
         if mask is not None:
             indices = _real(indices, mask, "indices")
             z = None if z is None else _real(z, mask, "z")
@@ -212,7 +264,11 @@ class CodebookMetrics:
         self,
         other: "CodebookMetrics",  # of the same codebook size, for example from another process
     ) -> Self:
-        "Add everything that `other` has seen; `other` stays as it is."
+        """Add everything that `other` has seen; `other` stays as it is.
+
+        Args:
+            other: of the same codebook size, for example from another process
+        """
         if not isinstance(other, CodebookMetrics):
             raise TypeError(f"other must be a CodebookMetrics, got {type(other).__name__}")
         if other.codebook_size != self.codebook_size:

@@ -87,5 +87,13 @@ def show_table(
     frame: DataFrame,  # what to show; its index is left out
     digits: int = 4,  # significant digits of floating-point columns
 ) -> Table:  # end a cell with it
-    "Show a data frame as a Markdown table."
+    """Show a data frame as a Markdown table.
+
+    Args:
+        frame: what to show; its index is left out
+        digits: significant digits of floating-point columns
+
+    Returns:
+        end a cell with it
+    """
     return Table(frame, digits)

@@ -47,7 +47,13 @@ class MetricsTracker:
     ) -> None:
         """Record `values`; a metric logged again at the same step and split is replaced.
 
-        Raises `TypeError` or `ValueError` for anything else; nothing is recorded then."""
+        Raises `TypeError` or `ValueError` for anything else; nothing is recorded then.
+
+        Args:
+            step: training steps done so far
+            split: which data: 'train', 'test', …
+            values: one real number for each metric: Python, NumPy or 0-dimensional tensor
+        """
         try: step = operator.index(step)
         except TypeError:
             raise TypeError(f"step must be an int, got {type(step).__name__} {step!r}") from None
@@ -71,7 +77,11 @@ class MetricsTracker:
         self,
         path: str | Path,  # CSV file; replaced in one step when it exists
     ) -> None:
-        "Write all rows as CSV, without loss."
+        """Write all rows as CSV, without loss.
+
+        Args:
+            path: CSV file; replaced in one step when it exists
+        """
         with atomic_path(path) as temporary:
             self.frame.to_csv(temporary, index=False, na_rep="nan", lineterminator="\n",
                               encoding="utf-8")
@@ -81,7 +91,14 @@ class MetricsTracker:
         cls,
         path: str | Path,  # CSV file that `save` wrote
     ) -> Self:  # a tracker with the same rows
-        "Read rows back. Raises `ValueError` for a file that `save` did not write."
+        """Read rows back. Raises `ValueError` for a file that `save` did not write.
+
+        Args:
+            path: CSV file that `save` wrote
+
+        Returns:
+            a tracker with the same rows
+        """
         import pandas as pd
 
         with warnings.catch_warnings():

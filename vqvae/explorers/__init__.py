@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Array', 'CodebookExplorer', 'CollapseExplorer', 'Explorer', 'FSQExplorer', 'GradientExplorer', 'GumbelExplorer',
-           'LiveTraining', 'Real', 'WaterFillingExplorer', 'explorer_source', 'load_recording', 'plane_sources',
-           'record_run']
+           'LiveTraining', 'Real', 'WaterFillingExplorer', 'Whole', 'explorer_source', 'load_recording',
+           'plane_sources', 'record_run']
 
 # %% ../../nbs/explorers/index.ipynb #cell-002
-from .base import Array, Explorer, Real, explorer_source
+from .base import Array, Explorer, Real, Whole, explorer_source
 from .codebook import CodebookExplorer, plane_sources
 from .collapse import CollapseExplorer, load_recording, record_run
 from .fsq import FSQExplorer
@@ -20,4 +20,4 @@ from .waterfilling import WaterFillingExplorer
 # %% ../../nbs/explorers/index.ipynb #cell-003
 _all_ = ["Array", "CodebookExplorer", "CollapseExplorer", "Explorer", "FSQExplorer",
          "GradientExplorer", "GumbelExplorer", "LiveTraining", "Real", "WaterFillingExplorer",
-         "explorer_source", "load_recording", "plane_sources", "record_run"]
+         "Whole", "explorer_source", "load_recording", "plane_sources", "record_run"]

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 import traitlets
-from sklearn.datasets import load_digits
-from sklearn.decomposition import PCA
 
-from .base import Array, Explorer, Real, explorer_source, finite_array
+from ..core import check_count
+from .base import Array, Explorer, Real, Whole, explorer_source, finite_array
 from ..initialization.rate_distortion import rd_gaussian_init
 from ..theory.lloyd_max import gaussian_source, lloyd_max
 
@@ -25,13 +24,22 @@ def plane_sources(
     seed: int = 0,  # which samples
 ) -> dict[str, list[list[float]]]:  # samples by name of the source, n pairs each
     """Samples in the plane: Gaussian, ring and mixture, drawn, and the digits in their principal
-    plane."""
-    generator = np.random.default_rng(seed)
+    plane.
+
+    Args:
+        n: samples of each
+        seed: which samples
+
+    Returns:
+        samples by name of the source, n pairs each
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.decomposition import PCA
+    n, generator = check_count(n, "n"), np.random.default_rng(seed)
     turn, normal = generator.uniform(0, 2 * np.pi, n), generator.standard_normal((n, 2))
     corners = np.array([[np.cos(t), np.sin(t)] for t in 2 * np.pi * np.arange(5) / 5])
-    digits = PCA(2, svd_solver="full").fit_transform(load_digits().data)[
-        generator.permutation(1797)[:n]
-    ]
+    flat = PCA(2, svd_solver="full").fit_transform(load_digits(return_X_y=True)[0])
+    digits = flat[generator.permutation(1797)[:n]]
     sources = {"Gaussian": normal,
                "ring": np.stack([np.cos(turn), np.sin(turn)], 1) * (1.4 + 0.12 * normal[:, :1]),
                "mixture": 1.7 * corners[generator.integers(5, size=n)] + 0.28 * normal,
@@ -61,7 +69,7 @@ class CodebookExplorer(Explorer):
                                  "rate–distortion").tag(sync=True)
     # a fixed codebook to compare with
     overlay = traitlets.Enum(["nothing", "FSQ", "sign"], "nothing").tag(sync=True)
-    seed = traitlets.Int(0).tag(sync=True)  # of the last start in the picture
+    seed = Whole(0).tag(sync=True)  # of the last start in the picture
     scalar = Array([1.0], axes=1)  # distortion of the best scalar quantizer with 0, 1, 2, … levels
 
     def __init__(
@@ -71,6 +79,13 @@ class CodebookExplorer(Explorer):
         data: Any = None,  # samples of your own, (N, 2), within ±3.2: they become the source "own"
         **traits: Any,  # initial values of other traits
     ):
+        """Codewords to drag in the plane; `codebook` holds them as an array, (n, 2).
+
+        Args:
+            codebook: codewords to begin with, (n, 2); 16 rate–distortion codes when left out
+            data: samples of your own, (N, 2), within ±3.2: they become the source "own"
+            traits: initial values of other traits
+        """
         samples = plane_sources()
         if data is not None:
             own = finite_array(data, 2, "data")
@@ -90,9 +105,8 @@ class CodebookExplorer(Explorer):
         points = np.array(self.samples[self.source])
         if self.source != "Gaussian": return points
         turn = np.radians(self.angle)
-        return points * [1,
-                         self.deviation] @ np.array([[np.cos(turn), np.sin(turn)],
-                                                     [-np.sin(turn), np.cos(turn)]])
+        axes = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+        return points * [1, self.deviation] @ axes
 
     @traitlets.validate("source")
     def _known(self, proposal: traitlets.Bunch) -> str:

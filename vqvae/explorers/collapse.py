@@ -23,7 +23,7 @@ from ..data.base import BaseDataset
 from ..data.digits import DigitsDataset
 from ..decoders.linear import LearnedLinearDecoder
 from ..encoders.linear import LearnedLinearEncoder
-from .base import Explorer, explorer_source
+from .base import Explorer, Whole, explorer_source
 from ..initialization.data import kmeans_init
 from ..initialization.rate_distortion import rd_gaussian_init
 from ..initialization.uniform import uniform_init
@@ -37,7 +37,14 @@ from ..training.trainer import Trainer
 def load_recording(
     path: str | Path | None = None,  # a recording; the one of the package when left out
 ) -> dict[str, Any]:  # made, unit, steps, choices, runs
-    "Read a recording."
+    """Read a recording.
+
+    Args:
+        path: a recording; the one of the package when left out
+
+    Returns:
+        made, unit, steps, choices, runs
+    """
     file = files("vqvae.explorers") / "collapse.json" if path is None else Path(path)
     return json.loads(file.read_text(encoding="utf-8"))
 
@@ -46,7 +53,7 @@ class CollapseExplorer(Explorer):
     "Two recorded trainings side by side."
     _esm = explorer_source("collapse")
     recording = traitlets.Dict().tag(sync=True)  # as `load_recording` reads it
-    frame = traitlets.Int(10, min=0).tag(sync=True)  # which of the recording's steps
+    frame = Whole(10, min=0).tag(sync=True)  # which of the recording's steps
     # initialization, estimator, revival
     left = traitlets.List(["uniform", "straight-through", "none"]).tag(sync=True)
     # of the other run
@@ -57,13 +64,19 @@ class CollapseExplorer(Explorer):
         recording: dict[str, Any] | None = None,  # the one of the package when left out
         **traits: Any,  # initial values of other traits
     ):
+        """Two recorded trainings side by side.
+
+        Args:
+            recording: the one of the package when left out
+            traits: initial values of other traits
+        """
         if recording is None: recording = load_recording()
         else: traits = self._ends(recording) | traits
         super().__init__(recording=recording, **traits)
 
     @staticmethod
     def _ends(recording: dict[str, Any]) -> dict[str, Any]:
-        "What to show of a recording of one's own: its first and its last run, from the beginning."
+        "What to show of a recording of your own: its first and its last run, from the beginning."
         if missing := {"unit", "steps", "choices", "runs"} - set(recording):
             raise ValueError(f"recording lacks {sorted(missing)}")
         runs = [name.split(", ") for name in recording["runs"]]
@@ -72,7 +85,8 @@ class CollapseExplorer(Explorer):
 
     @traitlets.validate("left", "right")
     def _recorded(self, proposal: traitlets.Bunch) -> list[str]:
-        if len(proposal.value) != len(self.recording["choices"]) or ", ".join(map(str, proposal.value)) not in self.recording["runs"]:
+        complete = len(proposal.value) == len(self.recording["choices"])
+        if not complete or ", ".join(map(str, proposal.value)) not in self.recording["runs"]:
             raise traitlets.TraitError(f"{proposal.trait.name} must name one of "
                                        f"{list(self.recording['runs'])}, got {proposal.value}")
         return proposal.value
@@ -99,14 +113,24 @@ def collapse_trainer(
     codes: int = 32,  # codebook size
     seed: int = 0,  # of weights, codebook and the order of the data
 ) -> Trainer:  # that has not begun
-    "A linear VQ-VAE with latents in the plane, ready to be trained."
-    encoder, decoder = (
-        LearnedLinearEncoder((1, 8, 8), 2, seed=seed),
-        LearnedLinearDecoder(2, (1, 8, 8), seed=seed),
-    )
+    """A linear VQ-VAE with latents in the plane, ready to be trained.
+
+    Args:
+        initialization: uniform, k-means or rate–distortion
+        estimator: straight-through or rotation
+        revival: none or after 50 idle steps
+        data: images (1, 8, 8)
+        codes: codebook size
+        seed: of weights, codebook and the order of the data
+
+    Returns:
+        that has not begun
+    """
+    encoder = LearnedLinearEncoder((1, 8, 8), 2, seed=seed)
+    decoder = LearnedLinearDecoder(2, (1, 8, 8), seed=seed)
     after = CHOICES["revival"][revival]
     quantizer = VectorQuantizer(2, codes, estimator=CHOICES["estimator"][estimator],
-                                revival=after and Revival(after, seed))
+                                revival=None if after is None else Revival(after, seed))
     latents = data.get_initialization_batch(500, encoder, seed)
     quantizer.initialize(CHOICES["initialization"][initialization], latents,
                          torch.Generator().manual_seed(seed))
@@ -116,7 +140,8 @@ def collapse_trainer(
 _UNIT = 0.001
 
 
-def _thousandths(x: Tensor) -> list[list[int]]: return (x.double() / _UNIT).round().long().tolist()
+def _thousandths(x: Tensor) -> list[list[int]]:
+    return (x.detach().cpu().double() / _UNIT).round().long().tolist()
 
 
 def record_run(
@@ -128,11 +153,22 @@ def record_run(
     """Train and take a frame at each of `steps`; the trainer is left at the last of them.
 
     Positions are in thousandths. Raises `ValueError` for other latents and for steps that do
-    not rise or are past."""
+    not rise or are past.
+
+    Args:
+        trainer: of a model with one latent in the plane per sample
+        data: with a test split
+        steps: when to take a frame: training steps in rising order
+        shown: latents that are drawn
+
+    Returns:
+        per frame: codes, latents, counts, reconstruction, codebook
+    """
     run = {name: [] for name in ("codes", "latents", "counts", "reconstruction", "codebook")}
     if list(steps) != sorted(set(steps)) or min(steps, default=-1) < trainer.step:
         raise ValueError(f"steps must rise from {trainer.step} or later, got {list(steps)}")
-    model, x = trainer.model, torch.cat(list(data.get_dataloader(256, shuffle=False, split="test")))
+    model = trainer.model
+    x = trainer.fabric.to_device(torch.cat(list(data.get_dataloader(256, False, split="test"))))
     with evaluating(model): shape = tuple(model.encode(x[:1]).shape)
     if shape != (1, 2):
         raise ValueError("the encoder must give one latent in the plane per sample, (B, 2), got "
@@ -156,13 +192,21 @@ def record_collapse(
     path: str | Path,  # JSON file to write
     seed: int = 0,  # of every run
 ) -> None:
-    """Train all combinations of `CHOICES` on the digits and write the recording, whole or not at
-    all."""
+    """Train all combinations of `CHOICES` on the digits and write the recording.
+
+    An error leaves the file as it was.
+
+    Args:
+        path: JSON file to write
+        seed: of every run
+    """
     data, threads = DigitsDataset(), torch.get_num_threads()
     torch.set_num_threads(1)  # sums in the same order on every machine
     try:
-        runs = {", ".join(names): record_run(collapse_trainer(*names, data, seed=seed), data, STEPS)
-                for names in product(*CHOICES.values())}
+        runs = {}
+        for start, estimator, revival in product(*CHOICES.values()):
+            trainer = collapse_trainer(start, estimator, revival, data, seed=seed)
+            runs[", ".join((start, estimator, revival))] = record_run(trainer, data, STEPS)
     finally: torch.set_num_threads(threads)
     made = {"command": "make recording", "seed": seed, "torch": version("torch").partition("+")[0]}
     lines = ",\n".join(
@@ -173,4 +217,5 @@ def record_collapse(
                        "choices": {name: list(options) for name, options in CHOICES.items()}},
                       ensure_ascii=False)
     with atomic_path(path) as temporary:
-        temporary.write_text(f'{head[:-1]},\n"runs": {{\n{lines}\n}}}}\n', encoding="utf-8")
+        temporary.write_text(f'{head[:-1]},\n"runs": {{\n{lines}\n}}}}\n', encoding="utf-8",
+                             newline="\n")

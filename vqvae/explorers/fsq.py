@@ -6,6 +6,8 @@
 __all__ = ['FSQExplorer']
 
 # %% ../../nbs/explorers/03_fsq.ipynb #cell-002
+import numbers
+
 import traitlets
 
 from .base import Explorer, Real, explorer_source
@@ -21,8 +23,8 @@ class FSQExplorer(Explorer):
 
     @traitlets.validate("levels")
     def _two(self, proposal: traitlets.Bunch) -> list[int]:
-        if len(proposal.value) != 2 or not all(isinstance(n, int) and 2 <= n <= 16
-                                               for n in proposal.value):
+        integers = all(isinstance(n, numbers.Integral) for n in proposal.value)
+        if len(proposal.value) != 2 or not (integers and all(2 <= n <= 16 for n in proposal.value)):
             raise traitlets.TraitError("levels must be two integers from 2 to 16, got "
                                        f"{proposal.value}")
-        return proposal.value
+        return [int(n) for n in proposal.value]

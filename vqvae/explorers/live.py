@@ -12,25 +12,24 @@ import copy
 import html
 import io
 import os
+import sys
 import threading
+import weakref
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
 import ipywidgets as widgets
-import pandas as pd
 import torch
-from matplotlib.figure import Figure
 
-from ..core import evaluating
-from ..data.base import BaseDataset, _check_count
+from ..core import check_count, evaluating
+from ..data.base import BaseDataset
 from ..data.digits import DigitsDataset
 from ..data.gaussian import GaussianDataset
 from ..decoders.conv import ConvDecoder
 from ..decoders.linear import LearnedLinearDecoder
 from ..encoders.conv import ConvEncoder
 from ..encoders.linear import LearnedLinearEncoder
-from ..evaluation.figures import plot_codebook, plot_training
 from ..initialization.data import kmeans_init, sample_init
 from ..initialization.rate_distortion import rd_gaussian_init
 from ..initialization.uniform import uniform_init
@@ -44,12 +43,13 @@ from ..quantizers.vq import VectorQuantizer
 from ..training.trainer import Trainer
 
 # %% ../../nbs/explorers/07_live_training.ipynb #cell-005
-def _nearest(options: dict[str, Any]) -> BaseQuantizer:
+def _vector_quantizer(options: dict[str, Any]) -> BaseQuantizer:
     after = CHOICES["revival"][options["revival"]]
+    revival = None if after is None else Revival(after, options["seed"])
     return VectorQuantizer(2, options["codes"],
                            estimator=CHOICES["estimator"][options["estimator"]],
                            learning=CHOICES["learning"][options["learning"]](),
-                           revival=after and Revival(after, options["seed"]), seed=options["seed"])
+                           revival=revival, seed=options["seed"])
 
 
 def _finite_scalar(options: dict[str, Any]) -> BaseQuantizer:
@@ -71,7 +71,7 @@ CHOICES: dict[str, dict[str, Any]] = {
         "convolutional": (ConvEncoder, ConvDecoder),
     },
     "quantizer": {
-        "nearest codeword": _nearest,
+        "nearest codeword": _vector_quantizer,
         "finite scalar": _finite_scalar,
         "Gumbel-softmax": _gumbel,
     },
@@ -115,7 +115,16 @@ def live_trainer(
     options: dict[str, Any],
     data: BaseDataset,  # samples, (d,) or images
 ) -> Trainer:  # that has not begun
-    "Compose a model with latents in the plane; raises `ValueError` for components that do not fit."
+    """Compose a model with latents in the plane; raises `ValueError` for components that do not
+    fit.
+
+    Args:
+        options: names from `CHOICES` for what the quantizer uses; codes, lr and seed as numbers
+        data: samples, (d,) or images
+
+    Returns:
+        that has not begun
+    """
     encoder, decoder = _coder(options, data.sample_shape)
     quantizer = CHOICES["quantizer"][options["quantizer"]](options)
     if "initialization" in USED[options["quantizer"]]:
@@ -134,8 +143,19 @@ def _held_out(data: BaseDataset) -> torch.Tensor:  # at most 500 samples
 def training_picture(
     trainer: Trainer,  # of a model with latents of at least two dimensions
     data: BaseDataset,  # whose held-out samples are shown
-) -> Figure:
-    "Codebook and latents, perplexity, reconstruction loss."
+) -> Any:  # a figure of Matplotlib
+    """Codebook and latents, perplexity, reconstruction loss.
+
+    Args:
+        trainer: of a model with latents of at least two dimensions
+        data: whose held-out samples are shown
+
+    Returns:
+        a figure of Matplotlib
+    """
+    from matplotlib.figure import Figure
+
+    from vqvae.evaluation.figures import plot_codebook
     quantizer, x = trainer.model.quantizer, trainer.fabric.to_device(_held_out(data))
     with evaluating(trainer.model): outputs = trainer.model(x)
     z, codebook = outputs["z"], quantizer.get_codebook()
@@ -149,16 +169,22 @@ def training_picture(
                   torch.bincount(outputs["indices"].flatten(), minlength=len(codebook)),
                   axes["plane"])
     axes["plane"].locator_params(nbins=6)
-    frame = trainer.tracker.frame
+    _draw_history(trainer, axes)
+    return figure
+
+
+def _draw_history(trainer: Trainer, axes: dict[str, Any]) -> None:
+    "Perplexity and reconstruction loss, of held-out samples if there are any."
+    from vqvae.evaluation.figures import plot_training
+    frame: Any = trainer.tracker.frame
     frame = frame[frame["split"] == ("test" if "test" in set(frame["split"]) else "train")]
     for metric, name in (("perplexity", "perplexity"), ("reconstruction", "loss")):
         if len(frame): plot_training(frame, metric, axes[name])
         axes[name].set(title="", ylabel=metric if name == "perplexity" else "squared error")
         if axes[name].get_legend(): axes[name].get_legend().remove()
-    return figure
 
 
-def _png(figure: Figure) -> bytes:
+def _png(figure: Any) -> bytes:  # a figure of Matplotlib
     with io.BytesIO() as file:
         figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
         return file.getvalue()
@@ -173,31 +199,39 @@ class Repeater:
         step: Callable[[], None],  # takes well under a second
         ended: Callable[[Exception | None], None],  # told once, with the error if there was one
     ):
-        self.step, self.ended, self.turn, self._run = step, ended, threading.RLock(), None
-        try: self._made_on = asyncio.get_running_loop()
-        except RuntimeError: self._made_on = None
+        """Calls `step` again and again on an event loop, until it is stopped or `step` raises;
+        then `ended(error)`. Any thread may start and stop it.
+
+        Args:
+            step: takes well under a second
+            ended: told once, with the error if there was one
+        """
+        self.step, self.ended = step, ended
+        self.lock = threading.RLock()  # held during a step
+        self._run: object | None = None  # the run that is wanted
+        try: self._own_loop = asyncio.get_running_loop()
+        except RuntimeError: self._own_loop = None
 
     @property
-    def running(self) -> bool: return self._run is not None
+    def running(self) -> bool:
+        "Whether it has been started and not stopped."
+        return self._run is not None
 
-    def home(self) -> asyncio.AbstractEventLoop:
+    def event_loop(self) -> asyncio.AbstractEventLoop:
         """The event loop that it was made on, else the one running here.
 
         Raises `RuntimeError` where there is none.
         """
-        return (
-            self._made_on
-            if self._made_on and self._made_on.is_running()
-            else asyncio.get_running_loop()
-        )
+        own = self._own_loop
+        return own if own is not None and own.is_running() else asyncio.get_running_loop()
 
     def start(self) -> None:
         "Begin, unless it runs already. Raises `RuntimeError` where there is no event loop."
-        home = self.home()
-        with self.turn:
+        loop = self.event_loop()
+        with self.lock:
             if self.running: return
             self._run = object()
-            asyncio.run_coroutine_threadsafe(self._repeat(self._run), home)
+            asyncio.run_coroutine_threadsafe(self._repeat(self._run), loop)
 
     def stop(self) -> None:
         "End after the step under way."
@@ -205,7 +239,7 @@ class Repeater:
 
     def _step(self, run: object) -> bool:
         "One step, if `run` is still wanted."
-        with self.turn:
+        with self.lock:
             if self._run is run: self.step()
             return self._run is run
 
@@ -221,54 +255,61 @@ class Repeater:
             self.ended(error)
 
 # %% ../../nbs/explorers/07_live_training.ipynb #cell-013
-def _controls(chosen: dict[str, Any]) -> dict[str, widgets.Widget]:
+def _controls(chosen: dict[str, Any]) -> dict[str, Any]:
     "One control per choice; raises `ValueError` for an unknown name or value."
     look = {"style": {"description_width": "6rem"}, "layout": widgets.Layout(width="18.5rem")}
-    controls = {name: widgets.Dropdown(options=list(options), description=name, **look)
-                for name, options in CHOICES.items()}
-    controls |= {
-        "codes": widgets.IntSlider(
-            32, 2, 256, description="codes", continuous_update=False, **look
-        ),
-        "lr": widgets.FloatLogSlider(
-            1e-3,
-            min=-5,
-            max=-0.5,
-            description="learning rate",
-            readout_format=".1e",
-            continuous_update=False,
-            **look,
-        ),
-        "seed": widgets.BoundedIntText(0, 0, 2**31 - 1, description="seed", **look),
-    }
+    late = {"continuous_update": False, **look}  # heard when the mouse is released
+    controls: dict[str, Any] = {
+        name: widgets.Dropdown(options=list(options), description=name, **look)
+        for name, options in CHOICES.items()}
+    controls["codes"] = widgets.IntSlider(32, 2, 256, description="codes", **late)
+    controls["lr"] = widgets.FloatLogSlider(1e-3, min=-5, max=-0.5, description="learning rate",
+                                            readout_format=".1e", **late)
+    controls["seed"] = widgets.BoundedIntText(0, 0, 2**31 - 1, description="seed", **look)
     for name, value in chosen.items():
         if name not in controls:
             raise ValueError(f"there is no control {name!r}, only {list(controls)}")
-        if value is None: raise ValueError(f"{name}=None cannot be chosen")
-        try: controls[name].value = value
-        except Exception as error:
-            raise ValueError(f"{name}={value!r} cannot be chosen: {error}") from None
-        if controls[name].value != value:
-            raise ValueError(f"{name}={value!r} cannot be chosen: the nearest is "
-                             f"{controls[name].value!r}")
+        _choose(controls[name], name, value)
     return controls
+
+
+def _choose(control: Any, name: str, value: Any) -> None:
+    "Give a control its first value."
+    if name in CHOICES and value not in list(CHOICES[name]):
+        raise ValueError(f"{name} must be one of {list(CHOICES[name])}, got {value!r}")
+    if value is None: raise ValueError(f"{name}=None cannot be chosen")
+    try: control.value = value
+    except Exception as error:
+        raise ValueError(f"{name}={value!r} cannot be chosen: {error}") from None
+    if control.value != value:
+        raise ValueError(f"{name}={value!r} cannot be chosen: the nearest is {control.value!r}")
 
 # %% ../../nbs/explorers/07_live_training.ipynb #panel
 class _Panel(widgets.VBox):
-    """Controls, three buttons, a line of text and a picture; a subclass says what the buttons do
-    (`run`, `stop`, `reset`) and answers `_changed`."""
+    "Controls, buttons, a line of text and a picture."
 
-    def __init__(self, controls: dict[str, widgets.Widget]):
+    def __init__(
+        self,
+        controls: dict[str, Any],  # by name
+        actions: dict[str, Callable[[], None]],  # what each button does
+        changed: Callable[[Any], None],  # told when a control has another value
+    ):
         self.controls, self.status = controls, widgets.HTML()
         self.image = widgets.Image(format="png",
                                    layout=widgets.Layout(width="100%", max_width="60rem"))
-        self.buttons = {name: widgets.Button(description=name) for name in ("Run", "Stop", "Reset")}
-        for button, act in zip(self.buttons.values(), (self.run, self.stop, self.reset)):
-            button.on_click(partial(self._pressed, act))
-        for control in controls.values(): control.observe(self._changed, "value")
+        self.buttons = {name: widgets.Button(description=name) for name in actions}
+        for name, button in self.buttons.items():
+            button.on_click(partial(self._pressed, actions[name]))
+        for control in controls.values(): control.observe(changed, "value")
         rows = [widgets.Box(list(row.values()), layout=widgets.Layout(flex_flow="row wrap"))
                 for row in (controls, self.buttons)]
+        self._parts = [*controls.values(), *self.buttons.values(), *rows, self.status, self.image]
         super().__init__([*rows, self.status, self.image])
+
+    def close(self) -> None:
+        "Take the widget away, with its parts."
+        for part in getattr(self, "_parts", ()): part.close()
+        super().close()
 
     def _pressed(self, act: Callable[[], None], _: widgets.Button) -> None:
         try: act()
@@ -276,7 +317,7 @@ class _Panel(widgets.VBox):
 
     def _say(self, text: Any) -> None: self.status.value = html.escape(str(text))
 
-    def _grey_out(self, used: Collection[str], running: bool) -> None:
+    def _enable_only(self, used: Collection[str], running: bool) -> None:
         "Only controls in `used` can be changed, and none while it runs."
         for name, control in self.controls.items(): control.disabled = running or name not in used
         for name, button in self.buttons.items():
@@ -287,8 +328,131 @@ class _Panel(widgets.VBox):
         return {"image/png": base64.b64encode(self.image.value).decode(),
                 "text/plain": f"<{type(self).__name__}>"}
 
+# %% ../../nbs/explorers/07_live_training.ipynb #session-code
+class _Session:
+    "A training that can be begun anew: `begin` builds it from what the controls say."
+    trainer: Trainer
+    data: BaseDataset
+    options: dict[str, Any]  # what it was begun with
+
+    def __init__(
+        self,
+        model: VQVAE | None,  # a model of your own, or None: composed from the options
+        data: BaseDataset | None,  # its samples
+    ):
+        self._own: tuple[VQVAE, BaseDataset, dict[str, Any]] | None = None
+        if model is not None and data is not None:
+            self._own = (model, data, copy.deepcopy(model.state_dict()))
+
+    def used(self, quantizer: str) -> set[str]:
+        "Names of the controls that have an effect."
+        if self._own: return {"lr", "seed"}
+        return {"data", "encoder", "quantizer", "codes", "lr", "seed"} | USED[quantizer]
+
+    def begin(self, options: dict[str, Any]) -> None:
+        "Build and measure; raises `ValueError` for parts that do not fit, and is then as before."
+        trainer, data = self._built(options)
+        if "test" in data.splits:
+            trainer.tracker.log(0, "test", **trainer.evaluate(data))
+        self.trainer, self.data, self.options = trainer, data, options
+
+    def _built(self, options: dict[str, Any]) -> tuple[Trainer, BaseDataset]:
+        if self._own:
+            model, data, start = self._own
+            model.load_state_dict(start)
+            return _trainer(model, options["lr"], options["seed"]), data
+        data = CHOICES["data"][options["data"]]()
+        return live_trainer(options, data), data
+
+    def summary(self) -> str:
+        "The last step and what was measured there."
+        rows = self.trainer.tracker.frame
+        rows = rows[rows["step"] == self.trainer.step]
+        last = dict(zip(rows["metric"], rows["value"], strict=True))
+        measured = [f"{name.replace('_', ' ')} {last[name]:.4g}"
+                    for name in ("loss", "perplexity", "dead_codes") if name in last]
+        return ", ".join([f"step {self.trainer.step}", *measured])
+
+# %% ../../nbs/explorers/07_live_training.ipynb #session-panel-code
+class _SessionPanel(_Panel):
+    "Shows a training and keeps its controls in step with it."
+    _session: _Session
+
+    @property
+    def trainer(self) -> Trainer:
+        "What trains."
+        return self._session.trainer
+
+    @property
+    def model(self) -> VQVAE:
+        "What is trained."
+        return self._session.trainer.model
+
+    @property
+    def data(self) -> BaseDataset:
+        "What it is trained on."
+        return self._session.data
+
+    @property
+    def history(self) -> Any:
+        "A table of pandas with a row per measurement: step, split, metric, value."
+        return self.trainer.tracker.frame
+
+    def _options(self) -> dict[str, Any]:
+        "What the controls say, without those that have no effect."
+        used = self._session.used(self.controls["quantizer"].value)
+        return {name: control.value for name, control in self.controls.items() if name in used}
+
+    def _show(self) -> None:
+        "The last numbers and the picture."
+        self._say(self._session.summary())
+        self.image.value = _png(training_picture(self.trainer, self.data))
+
+    def _show_change(self) -> None:
+        "What a changed control means."
+        same = self._options() == self._session.options
+        self._say(self._session.summary() if same else "Run begins a new run with these choices.")
+
+# %% ../../nbs/explorers/07_live_training.ipynb #once-per-cell-code
+# by cell: its last execution, and what that made
+_MADE: dict[str, tuple[str, weakref.WeakSet]] = {}
+
+
+def _execution() -> tuple[str, str] | None:
+    "The notebook's cell that is running, and this run of it; None elsewhere."
+    shell: Any = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    parent = shell.get_parent() if hasattr(shell, "get_parent") else {}
+    cell = parent.get("metadata", {}).get("cellId")
+    return None if cell is None else (cell, parent["header"]["msg_id"])
+
+
+def _close_former(widget: widgets.Widget) -> None:
+    "Close what an earlier run of this cell made."
+    execution = _execution()
+    if execution is None: return
+    cell, run = execution
+    former, made = _MADE.get(cell, (run, weakref.WeakSet()))
+    if former != run:
+        for old in list(made): old.close()
+        made = weakref.WeakSet()
+    made.add(widget)
+    _MADE[cell] = (run, made)
+
 # %% ../../nbs/explorers/07_live_training.ipynb #cell-014
-class LiveTraining(_Panel):
+def _check_own(model: Any, data: Any, choices: dict[str, Any]) -> None:
+    "Raise unless both, a model and its samples, were given, or neither."
+    if (model is None) != (data is None):
+        raise ValueError("model and data go together, got only "
+                         f"{'data' if model is None else 'model'}")
+    if model is None: return
+    for name, part, kind in (("model", model, VQVAE), ("data", data, BaseDataset)):
+        if not isinstance(part, kind):
+            raise TypeError(f"{name} must be a {kind.__name__}, got {type(part).__name__}")
+    if extra := set(choices) - {"lr", "seed"}:
+        raise ValueError(f"a model of your own leaves no choice of {sorted(extra)}")
+
+# %% ../../nbs/explorers/07_live_training.ipynb #live-training
+class LiveTraining(_SessionPanel):
     "A training to run, stop and continue. `model`, `data` and `history` are there for Python."
 
     def __init__(
@@ -300,39 +464,31 @@ class LiveTraining(_Panel):
         batch_size: int = 64,  # samples per step
         **choices: Any,  # what the controls begin with, for example codes=64, estimator="rotation"
     ):
-        if model is None and isinstance(data, str): choices, data = {"data": data, **choices}, None
-        if (model is None) != (data is None):
-            raise ValueError("model and data go together, got only "
-                             f"{'data' if model is None else 'model'}")
-        if model is not None:
-            for name, part, kind in (("model", model, VQVAE), ("data", data, BaseDataset)):
-                if not isinstance(part, kind):
-                    raise TypeError(f"{name} must be a {kind.__name__}, got {type(part).__name__}")
-            if extra := set(choices) - {"lr", "seed"}:
-                raise ValueError(f"a model of one's own leaves no choice of {sorted(extra)}")
-        self.every, self.batch_size = (
-            _check_count(every, "every"),
-            _check_count(batch_size, "batch_size"),
-        )
-        self._own = model and (model, data, copy.deepcopy(model.state_dict()))
-        self._loop = Repeater(self.advance, self._ended)
-        super().__init__(_controls(choices))
+        """A training to run, stop and continue. `model`, `data` and `history` are there for
+        Python.
+
+        Args:
+            model: train this one instead of choosing components
+            data: its samples; without a model, a name from `CHOICES`
+            every: training steps between two pictures
+            batch_size: samples per step
+            choices: what the controls begin with, for example codes=64, estimator="rotation"
+        """
+        if isinstance(data, str) and model is None: choices, data = {"data": data, **choices}, None
+        _check_own(model, data, choices)
+        self.every = check_count(every, "every")
+        self.batch_size = check_count(batch_size, "batch_size")
+        self._session = _Session(model, data if isinstance(data, BaseDataset) else None)
+        self._repeater = Repeater(self.advance, self._ended)
+        actions = {"Run": self.run, "Stop": self.stop, "Reset": self.reset}
+        super().__init__(_controls(choices), actions, self._changed)
         self.reset()
-
-    @property
-    def model(self) -> VQVAE:
-        "What is trained."
-        return self.trainer.model
-
-    @property
-    def history(self) -> pd.DataFrame:
-        "Tidy rows: step, split, metric, value."
-        return self.trainer.tracker.frame
+        _close_former(self)
 
     @property
     def running(self) -> bool:
         "Whether it trains by itself."
-        return self._loop.running
+        return self._repeater.running
 
     def reset(self) -> None:
         """Stop, and build what the controls say.
@@ -340,71 +496,54 @@ class LiveTraining(_Panel):
         Raises `ValueError` for parts that do not fit; the last run is then as it was.
         """
         self.stop()
-        with self._loop.turn:
-            options = self._options()
-            self.trainer, self.data = self._build(options)
-            self._begun = options
-            if getattr(self.data, "test", None) is not None:
-                self.trainer.tracker.log(0, "test", **self.trainer.evaluate(self.data))
+        with self._repeater.lock:
+            self._session.begin(self._options())
             self._show()
 
-    def advance(self, steps: int | None = None) -> None:
-        """Train for some steps, `every` when left out, and draw.
+    def advance(
+        self,
+        steps: int | None = None,  # how many; `every` when left out
+    ) -> None:
+        """Train and draw. Needs neither browser nor event loop.
 
-        Needs neither browser nor event loop.
+        Args:
+            steps: how many; `every` when left out
         """
-        steps = self.every if steps is None else _check_count(steps, "steps")
-        with self._loop.turn:
+        steps = self.every if steps is None else check_count(steps, "steps")
+        with self._repeater.lock:
             self.trainer.fit(self.data, steps=self.trainer.step + steps, batch_size=self.batch_size,
                              progress=False)
             self._show()
 
     def run(self) -> None:
         """Train until `stop` as a task of the event loop; a new run if the controls say something
-        else than this one was begun with."""
-        self._loop.home()  # raises before anything is lost
-        if not self.running and self._options() != self._begun: self.reset()
-        self._loop.start()
+        else than this one was begun with.
+
+        Raises `RuntimeError` where there is no event loop, and when the widget is closed.
+        """
+        if self.comm is None: raise RuntimeError("this widget is closed: make a new one")
+        self._repeater.event_loop()  # raises before anything is lost
+        if not self.running and self._options() != self._session.options: self.reset()
+        self._repeater.start()
         self._enable()
 
     def stop(self) -> None:
         "Stop after the steps under way; `run` continues from there."
-        self._loop.stop()
+        self._repeater.stop()
         self._enable()
 
-    def _options(self) -> dict[str, Any]:
-        "What the controls say, without those that have no effect."
-        used = {"lr", "seed"} if self._own else {"data", "encoder", "quantizer", "codes", "lr",
-                                                 "seed"} | USED[self.controls["quantizer"].value]
-        return {name: control.value for name, control in self.controls.items() if name in used}
+    def close(self) -> None:
+        "Stop, and take the widget away. Model and history stay."
+        repeater = self.__dict__.get("_repeater")  # none where construction failed
+        if repeater is not None: repeater.stop()
+        super().close()
 
-    def _build(self, options: dict[str, Any]) -> tuple[Trainer, BaseDataset]:
-        if not self._own:
-            data = CHOICES["data"][options["data"]]()
-            return live_trainer(options, data), data
-        model, data, start = self._own
-        model.load_state_dict(start)
-        return _trainer(model, options["lr"], options["seed"]), data
+    def _enable(self) -> None: self._enable_only(self._options(), self.running)
 
     def _changed(self, _: Any) -> None:
         self._enable()
-        if self._options() == self._begun: self._report()
-        else: self._say("Run begins a new run with these choices.")
+        self._show_change()
 
     def _ended(self, error: Exception | None) -> None:
         self._enable()
         if error: self._say(error)
-
-    def _enable(self) -> None: self._grey_out(self._options(), self.running)
-
-    def _report(self) -> None:
-        rows = self.history
-        last = dict(rows[rows["step"]
-                         == self.trainer.step][["metric", "value"]].itertuples(index=False))
-        self._say(", ".join([f"step {self.trainer.step}",
-                             *(f"{name.replace('_', ' ')} {last[name]:.4g}"
-                               for name in ("loss", "perplexity", "dead_codes") if name in last)]))
-
-    def _show(self) -> None:
-        self._report()
-        self.image.value = _png(training_picture(self.trainer, self.data))

@@ -10,12 +10,9 @@ import warnings
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from ..core import check_positive
+from ..core import check_count
 from .base import as_codebook, initialization_inputs, require_samples
 
 # %% ../../nbs/initialization/02_data.ipynb #cell-006
@@ -43,12 +40,20 @@ def sample_init(
     *,
     generator: torch.Generator | None = None,  # None is a fresh one with seed 0
 ) -> Tensor:  # codebook, (codebook_size, dim), float32
-    """Codes that are data points, all different, each order of the data points being equally
-    likely.
+    """Distinct data points as codes, in random order.
 
     Raises `ValueError` without data, for fewer different samples than codes, and for data that
-    are not finite
-    or do not fit `dim`."""
+    are not finite or do not fit `dim`.
+
+    Args:
+        codebook_size: n, number of codes
+        dim: k, dimensions of a code
+        data: latents to choose from, required, (..., dim)
+        generator: None is a fresh one with seed 0
+
+    Returns:
+        codebook, (codebook_size, dim), float32
+    """
     samples, generator = initialization_inputs(codebook_size, dim, data, generator)
     samples = require_samples(samples, codebook_size, "sample_init")
     samples = samples[torch.randperm(len(samples), generator=generator, device=generator.device)]
@@ -56,12 +61,14 @@ def sample_init(
                        data)
 
 # %% ../../nbs/initialization/02_data.ipynb #cell-012
-def _nearest(
+def _distance_and_code(
     samples: Tensor,  # (N, dim), float64
     codes: Tensor,  # (n, dim), float64
-) -> tuple[Tensor, Tensor]:  # distance to the nearest code (N,), its index (N,); ties go to the lowest index
-    """Nearest code by differences, not by expanded squares: the distance is 0 only for equal
-    vectors."""
+) -> tuple[Tensor, Tensor]:  # distance to the nearest code (N,), its index (N,)
+    """Nearest code by differences, ties to the lowest index.
+
+    Unlike with expanded squares the distance is 0 only for equal vectors.
+    """
     blocks = samples.split(max(1, 2**24 // len(codes)))
     found = [torch.cdist(b, codes, compute_mode="donot_use_mm_for_euclid_dist").min(1)
              for b in blocks]
@@ -76,7 +83,7 @@ def _fill_empty(
     none."""
     codes = codes.clone()
     while True:
-        distance, index = _nearest(samples, codes)
+        distance, index = _distance_and_code(samples, codes)
         empty = (torch.bincount(index, minlength=len(codes)) == 0).nonzero().flatten()
         if len(empty) == 0: return codes
         for code in empty:
@@ -85,6 +92,21 @@ def _fill_empty(
                                      torch.linalg.vector_norm(samples - codes[code], dim=1))
 
 # %% ../../nbs/initialization/02_data.ipynb #cell-015
+def _kmeans_centers(samples: np.ndarray, n: int, max_iter: int, seed: int) -> np.ndarray:
+    "Centres (n, dim) of clusters of `samples` (N, dim), the same at every run."
+    # imported here, since it takes longer to import than all of this package
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    kmeans = KMeans(int(n), n_init=1,  # pyright: ignore[reportArgumentType]
+                    max_iter=max_iter, random_state=seed)
+    with threadpool_limits(1), warnings.catch_warnings():
+        # it reports empty clusters, which are filled afterwards
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return kmeans.fit(samples).cluster_centers_
+
+
 def kmeans_init(
     codebook_size: int,  # n, number of codes
     dim: int,  # k, dimensions of a code
@@ -93,22 +115,28 @@ def kmeans_init(
     generator: torch.Generator | None = None,  # None is a fresh one with seed 0
     max_iter: int = 100,  # at most so many rounds
 ) -> Tensor:  # codebook, (codebook_size, dim), float32
-    """Cluster centres of the data by scikit-learn's `KMeans`; every code is nearest to at least
-    one sample.
+    """Cluster centres of the data; every code is nearest to at least one sample.
 
-    Raises `ValueError` without data, for fewer different samples than codes, and for data that
-    are not finite
-    or do not fit `dim`. Source: Lloyd 1982; start by Arthur and Vassilvitskii 2007."""
-    check_positive(max_iter, "max_iter")
+    Computed by scikit-learn's `KMeans`. Raises `ValueError` without data, for fewer different
+    samples than codes, and for data that are not finite or do not fit `dim`. Source: Lloyd
+    1982;
+    start by Arthur and Vassilvitskii 2007.
+
+    Args:
+        codebook_size: n, number of codes
+        dim: k, dimensions of a code
+        data: latents to cluster, required, (..., dim)
+        generator: None is a fresh one with seed 0
+        max_iter: at most so many rounds
+
+    Returns:
+        codebook, (codebook_size, dim), float32
+    """
+    max_iter = check_count(max_iter, "max_iter")
     samples, generator = initialization_inputs(codebook_size, dim, data, generator)
     samples = require_samples(samples, codebook_size, "kmeans_init")
     _distinct(samples, codebook_size, "kmeans_init")
     seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
-    kmeans = KMeans(codebook_size, n_init=1, max_iter=max_iter, random_state=seed)
-    with threadpool_limits(1), warnings.catch_warnings():
-        # it reports empty clusters, which are filled below
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        kmeans.fit(samples.cpu().numpy())
-    codes = torch.from_numpy(kmeans.cluster_centers_).to(samples.device,
-                                                         torch.float32).to(torch.float64)
+    centers = _kmeans_centers(samples.cpu().numpy(), codebook_size, max_iter, seed)
+    codes = torch.from_numpy(centers).to(torch.float32).to(samples.device).to(torch.float64)
     return as_codebook(_fill_empty(codes, samples), data)

@@ -11,8 +11,13 @@ import math
 import torch
 from torch import Tensor
 
-from ..core import check_finite, check_positive
-from .base import as_codebook, initialization_inputs, require_samples
+from ..core import check_count, check_finite
+from vqvae.initialization.base import (
+    as_codebook,
+    has_float64,
+    initialization_inputs,
+    require_samples,
+)
 from ..theory.rate_distortion import water_level
 
 # %% ../../nbs/initialization/03_rate_distortion.ipynb #cell-008
@@ -25,7 +30,9 @@ def _code_spectrum(
 
     Raises `ValueError` when it is none.
     """
-    covariance = check_finite(covariance, "covariance").detach().to(torch.float64)
+    covariance = check_finite(covariance, "covariance").detach()
+    if not has_float64(covariance.device): covariance = covariance.cpu()
+    covariance = covariance.to(torch.float64)
     if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1]:
         raise ValueError(f"covariance must have shape (dim, dim), got {tuple(covariance.shape)}")
     scale, asymmetry = covariance.abs().max().item(), (covariance - covariance.T).abs().max().item()
@@ -37,7 +44,7 @@ def _code_spectrum(
                          f"{eigenvalues[0].item():g}")
     eigenvalues = eigenvalues.clamp(min=0)  # what is left below 0 is rounding
     if isotropic: eigenvalues = eigenvalues.mean().expand_as(eigenvalues)
-    level = water_level(eigenvalues, math.log2(check_positive(codebook_size, "codebook_size")))
+    level = water_level(eigenvalues, math.log2(check_count(codebook_size, "codebook_size")))
     return (eigenvalues - level).clamp(min=0), basis
 
 # %% ../../nbs/initialization/03_rate_distortion.ipynb #cell-009
@@ -46,12 +53,19 @@ def codebook_covariance(
     codebook_size: int,  # n, number of codes: log₂ n bits in total
     isotropic: bool = False,  # use only the mean variance, as if all eigenvalues were equal
 ) -> Tensor:  # U diag((λ−θ)₊) Uᵀ, (dim, dim), float64
-    """The covariance of codes that attain the Gaussian rate–distortion limit at log₂ n bits per
-    vector.
+    """Covariance of codes that attain the Gaussian rate–distortion limit at log₂ n bits.
 
     Raises `ValueError` for a covariance that is not square, symmetric, finite and free of
-    negative eigenvalues.
-    Source: Cover and Thomas 2006, theorem 10.3.3."""
+    negative eigenvalues. Source: Cover and Thomas 2006, theorem 10.3.3.
+
+    Args:
+        covariance: Σ of the latents, (dim, dim), symmetric, no negative eigenvalue
+        codebook_size: n, number of codes: log₂ n bits in total
+        isotropic: use only the mean variance, as if all eigenvalues were equal
+
+    Returns:
+        U diag((λ−θ)₊) Uᵀ, (dim, dim), float64
+    """
     variances, basis = _code_spectrum(covariance, codebook_size, isotropic)
     return (basis * variances) @ basis.T
 
@@ -65,11 +79,24 @@ def rd_gaussian_init(
     generator: torch.Generator | None = None,  # None is a fresh one with seed 0
     isotropic: bool = False,  # use only the mean variance, as if all eigenvalues were equal
 ) -> Tensor:  # codebook, (codebook_size, dim), float32
-    """Codes drawn from N(μ, U diag((λ−θ)₊) Uᵀ), with θ the water level of the data's spectrum
-    at log₂ n bits.
+    """Codes drawn from the Gaussian that attains the limit, N(μ, U diag((λ−θ)₊) Uᵀ).
 
-    Raises `ValueError` for sizes below 1, for fewer than 2 samples and for data that are not finite
-    or do not fit `dim`. Source: Cover and Thomas 2006, theorem 10.3.3."""
+    θ is the water level of the data's spectrum at log₂ n bits. Raises `ValueError` for sizes
+    below
+    1, for fewer than 2 samples and for data that are not finite or do not fit `dim`. Source:
+    Cover
+    and Thomas 2006, theorem 10.3.3.
+
+    Args:
+        codebook_size: n, number of codes
+        dim: k, dimensions of a code
+        data: latents whose mean and covariance to use, (..., dim); None means N(0, I)
+        generator: None is a fresh one with seed 0
+        isotropic: use only the mean variance, as if all eigenvalues were equal
+
+    Returns:
+        codebook, (codebook_size, dim), float32
+    """
     samples, generator = initialization_inputs(codebook_size, dim, data, generator)
     like = {"dtype": torch.float64, "device": generator.device}
     mean, covariance = torch.zeros(dim, **like), torch.eye(dim, **like)

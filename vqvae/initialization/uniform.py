@@ -19,11 +19,21 @@ def uniform_init(
     *,
     generator: torch.Generator | None = None,  # None is a fresh one with seed 0
 ) -> Tensor:  # codebook, (codebook_size, dim), float32
-    """Codes drawn uniformly from ±1/n in each of the k coordinates: the customary start, which
-    leaves many codes unused.
+    """Codes drawn uniformly from ±1/n in each of the k coordinates.
 
-    Raises `ValueError` for sizes below 1 and for data that are not finite or have another last
-    dimension."""
+    The usual start, which leaves many codes unused. Raises `ValueError` for sizes below 1 and
+    for
+    data that are not finite or have another last dimension.
+
+    Args:
+        codebook_size: n, number of codes
+        dim: k, dimensions of a code
+        data: checked, then ignored, (..., dim)
+        generator: None is a fresh one with seed 0
+
+    Returns:
+        codebook, (codebook_size, dim), float32
+    """
     _, generator = initialization_inputs(codebook_size, dim, data, generator)
     unit = torch.rand(codebook_size, dim, generator=generator, dtype=torch.float64,
                       device=generator.device)
@@ -38,11 +48,21 @@ def normal_init(
     *,
     generator: torch.Generator | None = None,  # None is a fresh one with seed 0
 ) -> Tensor:  # codebook, (codebook_size, dim), float32
-    """Codes drawn from a normal distribution with the data's mean and standard deviation in
-    each coordinate.
+    """Codes drawn from a normal distribution with the data's mean and spread in each coordinate.
 
-    Raises `ValueError` for sizes below 1, for fewer than 2 samples and for data that are not finite
-    or do not fit `dim`."""
+    Raises `ValueError` for sizes below 1, for fewer than 2 samples and for data that are not
+    finite
+    or do not fit `dim`.
+
+    Args:
+        codebook_size: n, number of codes
+        dim: k, dimensions of a code
+        data: latents whose mean and spread to match, (..., dim); None means 0 and 1
+        generator: None is a fresh one with seed 0
+
+    Returns:
+        codebook, (codebook_size, dim), float32
+    """
     samples, generator = initialization_inputs(codebook_size, dim, data, generator)
     codes = torch.randn(codebook_size, dim, generator=generator, dtype=torch.float64,
                         device=generator.device)

@@ -72,6 +72,15 @@ def describe(
 
     Raises `TypeError` for a value that cannot be written down, `ValueError` for a function
     without an import path.
+
+    Args:
+        value: a component, or an argument of one
+        tensors: where tensors found on the way are put
+        path: under which name
+        met: components met before; none when left out
+
+    Returns:
+        JSON data
     """
     met = {} if met is None else met
     if isinstance(value, np.generic): value = value.item()
@@ -151,8 +160,17 @@ def rebuild(
 ) -> Any:  # the value, components newly constructed
     """Construct what a recipe describes.
 
-    Raises `ValueError` for names that do not exist or are no components, and for arguments that a
+    Raises `ValueError` for names that do not exist or are no components, and for arguments that
+    a
     class does not take.
+
+    Args:
+        recipe: what `describe` returned
+        tensors: the tensors that it put aside
+        built: shared components so far; none when left out
+
+    Returns:
+        the value, components newly constructed
     """
     built = {} if built is None else built
     if isinstance(recipe, list): return [rebuild(item, tensors, built) for item in recipe]
@@ -329,6 +347,9 @@ def check_saving(
     """Raise what `save_component` would raise, and write nothing.
 
     `TypeError` or `ValueError` name what cannot be restored.
+
+    Args:
+        component: what would be saved
     """
     _contents(component)
 
@@ -345,6 +366,10 @@ def save_component(
 
     Raises `TypeError` or `ValueError` naming what could not be restored, before anything is
     written.
+
+    Args:
+        component: what to save
+        path: the file; folders are made as needed
     """
     recipe, notes, tensors = _contents(component)
     header = {"format": _FORMAT, "recipe": json.dumps(recipe), "notes": json.dumps(notes)}
@@ -376,6 +401,13 @@ def load_component(
 
     Raises `ValueError` if the file is not one of ours, is damaged, or names code that is not
     there.
+
+    Args:
+        path: a file that `save_component` wrote
+        device: where to put it
+
+    Returns:
+        constructed, weights restored, in evaluation mode
     """
     path = Path(path)
     header, tensors = _read(path)

@@ -61,7 +61,13 @@ def check_parts(
     quantizer: BaseQuantizer,  # (B, *grid, dim) -> (z_q, indices, info)
     decoder: BaseDecoder,  # (B, *grid, dim) -> (B, *sample)
 ) -> None:
-    "Raise `TypeError` or `ValueError` unless the three parts can work together."
+    """Raise `TypeError` or `ValueError` unless the three parts can work together.
+
+    Args:
+        encoder: (B, *sample) -> (B, *grid, dim)
+        quantizer: (B, *grid, dim) -> (z_q, indices, info)
+        decoder: (B, *grid, dim) -> (B, *sample)
+    """
     for part, kind, name in ((encoder, BaseEncoder, "encoder"),
                              (quantizer, BaseQuantizer, "quantizer"),
                              (decoder, BaseDecoder, "decoder")):
@@ -80,7 +86,10 @@ def check_parts(
 
 # %% ../../nbs/models/01_vqvae.ipynb #cell-008
 class VQVAE(Component):
-    "Composition of encoder, quantizer and decoder [@vandenoord2017neural]."
+    """Composition of encoder, quantizer and decoder.
+
+    Source: van den Oord et al. 2017.
+    """
 
     def __init__(
         self,
@@ -88,7 +97,16 @@ class VQVAE(Component):
         quantizer: BaseQuantizer,  # (B, *grid, dim) -> (z_q, indices, info)
         decoder: BaseDecoder,  # (B, *grid, dim) -> (B, *sample)
     ):
+        """Composition of encoder, quantizer and decoder.
+
+        Args:
+            encoder: (B, *sample) -> (B, *grid, dim)
+            quantizer: (B, *grid, dim) -> (z_q, indices, info)
+            decoder: (B, *grid, dim) -> (B, *sample)
+        """
         super().__init__()
+        # encoders put the channels last: no shape is ambiguous
+        if isinstance(quantizer, BaseQuantizer): quantizer.layout_known = True
         check_parts(encoder, quantizer, decoder)
         self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
 
@@ -100,6 +118,13 @@ class VQVAE(Component):
         """Encode, quantize, decode.
 
         Raises `ValueError` for NaN, an empty batch or samples that do not fit.
+
+        Args:
+            x: samples, (B, *sample), converted to the dtype of the encoder
+            mask: bool, (B, *grid), true at real positions; None: all are
+
+        Returns:
+            x_recon, z, z_q, indices, z_q_hard, distances, losses; mask if given
         """
         z = self.encode(x)
         z_q, indices, info = self.quantizer(z) if mask is None else self.quantizer(z, mask)
@@ -111,14 +136,28 @@ class VQVAE(Component):
         self,
         x: Tensor,  # samples, (B, *sample)
     ) -> Tensor:  # latents, (B, *grid, dim)
-        "Latents of samples, in the dtype of the encoder."
+        """Latents of samples, in the dtype of the encoder.
+
+        Args:
+            x: samples, (B, *sample)
+
+        Returns:
+            latents, (B, *grid, dim)
+        """
         return _trusted(self.encoder, check_finite(_converted(x, self.encoder), "x"))
 
     def decode(
         self,
         z_q: Tensor,  # quantized latents, (B, *grid, dim)
     ) -> Tensor:  # samples, (B, *sample)
-        "Samples from quantized latents, in the dtype of the decoder."
+        """Samples from quantized latents, in the dtype of the decoder.
+
+        Args:
+            z_q: quantized latents, (B, *grid, dim)
+
+        Returns:
+            samples, (B, *sample)
+        """
         return self.decoder(_converted(z_q, self.decoder))
 
     def tokenize(
@@ -126,7 +165,15 @@ class VQVAE(Component):
         x: Tensor,  # samples, (B, *sample)
         mask: Tensor | None = None,  # bool, (B, *grid), true at real positions; None: all are
     ) -> Tensor:  # int64, (B, *grid)
-        "Indices of samples, computed as in evaluation whatever the mode."
+        """Indices of samples, computed as in evaluation whatever the mode.
+
+        Args:
+            x: samples, (B, *sample)
+            mask: bool, (B, *grid), true at real positions; None: all are
+
+        Returns:
+            int64, (B, *grid)
+        """
         with evaluating(self):
             z = self.encode(x)
             return (self.quantizer(z) if mask is None else self.quantizer(z, mask))[1]
@@ -135,14 +182,25 @@ class VQVAE(Component):
         self,
         indices: Tensor,  # integers, (B, *grid)
     ) -> Tensor:  # x_recon, (B, *sample)
-        "Samples from indices, computed as in evaluation whatever the mode."
+        """Samples from indices, computed as in evaluation whatever the mode.
+
+        Args:
+            indices: integers, (B, *grid)
+
+        Returns:
+            x_recon, (B, *sample)
+        """
         with evaluating(self): return self.decode(self.quantizer.decode(indices))
 
     def save(
         self,
         path: str | Path,  # a safetensors file
     ) -> None:
-        "Write weights and composition to one file, whole or not at all."
+        """Write weights and composition to one file, whole or not at all.
+
+        Args:
+            path: a safetensors file
+        """
         save_component(self, path)
 
     @classmethod
@@ -151,7 +209,15 @@ class VQVAE(Component):
         path: str | Path,  # a file that `save` wrote
         device: torch.device | str = "cpu",  # where to put the model
     ) -> Self:  # in evaluation mode
-        "Rebuild a saved model; raises `ValueError` if the file holds something else."
+        """Rebuild a saved model; raises `ValueError` if the file holds something else.
+
+        Args:
+            path: a file that `save` wrote
+            device: where to put the model
+
+        Returns:
+            in evaluation mode
+        """
         model = load_component(path, device)
         if not isinstance(model, cls):
             raise ValueError(f"{path} holds a {type(model).__name__}, not a {cls.__name__}")

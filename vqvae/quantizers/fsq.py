@@ -8,14 +8,20 @@ __all__ = ['check_levels', 'bound', 'codes_to_vectors', 'round_codes', 'codes_to
 
 # %% ../../nbs/quantizers/05_fsq.ipynb #cell-002
 import math
-from collections.abc import Callable, Sequence
+import numbers
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .base import BaseQuantizer, check_indices, enter, quantization_info
-from .estimators import graft_gradient
+from vqvae.quantizers.base import (
+    BaseQuantizer,
+    check_indices,
+    prepare_latents,
+    quantization_info,
+)
+from .estimators import replace_gradient
 
 # %% ../../nbs/quantizers/05_fsq.ipynb #cell-006
 _MOST_LEVELS = 1 << 20
@@ -28,133 +34,216 @@ def check_levels(
 
     Raises `TypeError` unless they are integers, `ValueError` if there are none, too few or too
     many.
+
+    Args:
+        levels: number of levels of each coordinate
+
+    Returns:
+        the same
     """
-    if isinstance(levels, (int, str)):
+    if isinstance(levels, str) or not isinstance(levels, Iterable):
         raise TypeError(f"levels must be a list of integers, got {levels!r}")
     for level in levels:
-        if isinstance(level, bool) or not isinstance(level, int):
+        if isinstance(level, bool) or not isinstance(level, numbers.Integral):
             raise TypeError(f"levels must be integers, got {level!r}")
-        if level < 2: raise ValueError(f"levels must be at least 2 each, got {list(levels)}")
-    if len(levels) == 0:
-        raise ValueError("levels is empty: give one number of levels per coordinate")
-    if math.prod(levels) > 2 ** 63 - 1:
-        raise ValueError(f"levels give 2^{math.log2(math.prod(levels)):.1f} codes, more than the "
+    counts = tuple(int(level) for level in levels)
+    if not counts: raise ValueError("levels is empty: give one number of levels per coordinate")
+    if min(counts) < 2: raise ValueError(f"levels must be at least 2 each, got {list(counts)}")
+    if math.prod(counts) > 2 ** 63 - 1:
+        raise ValueError(f"levels give 2^{math.log2(math.prod(counts)):.1f} codes, more than the "
                          "2^63 - 1 that int64 can index")
-    if max(levels) > _MOST_LEVELS:
-        raise ValueError(f"levels must be at most {_MOST_LEVELS} each, got {list(levels)}")
-    return tuple(levels)
+    if max(counts) > _MOST_LEVELS:
+        raise ValueError(f"levels must be at most {_MOST_LEVELS} each, got {list(counts)}")
+    return counts
 
 # %% ../../nbs/quantizers/05_fsq.ipynb #cell-009
-def _constants(levels: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    "Half width, offset and shift of each coordinate, (dim,)."
-    steps = (levels - 1).to(dtype)
-    half = (steps - (1e-3 * steps).clamp(max=0.1)) / 2
-    offset = 0.5 * (1 - levels % 2).to(dtype)
-    return half, offset, torch.where(levels > 2, offset / half, 0.0).atanh()
+def _constants(levels: Iterable[int]) -> list[tuple[float, float, float]]:
+    "Half width, offset and shift of each coordinate."
+    constants = []
+    for count in levels:
+        half = (count - 1 - min(1e-3 * (count - 1), 0.1)) / 2
+        offset = 0.0 if count % 2 else 0.5
+        constants.append((half, offset, math.atanh(offset / half) if count > 2 else 0.0))
+    return constants
+
+
+def _integers(levels: Sequence[int] | Tensor) -> tuple[int, ...]:
+    return tuple(int(count) for count in levels)
 
 
 def bound(
     z: Tensor,  # latents, (..., dim)
-    levels: Tensor,  # number of levels of each coordinate, int64, (dim,)
+    levels: Sequence[int] | Tensor,  # number of levels of each coordinate, dim integers
 ) -> Tensor:  # between −⌊L/2⌋ and ⌈L/2⌉ − 1 after rounding, (..., dim)
-    """Squash each coordinate so that it rounds to one of its levels [@mentzer2023finite, appendix
-    A.1]."""
-    half, offset, shift = _constants(levels, z.dtype)
+    """Squash each coordinate so that it rounds to one of its levels.
+
+    Source: (Mentzer et al. 2024, appendix A.1).
+
+    Args:
+        z: latents, (..., dim)
+        levels: number of levels of each coordinate, dim integers
+
+    Returns:
+        between −⌊L/2⌋ and ⌈L/2⌉ − 1 after rounding, (..., dim)
+    """
+    half, offset, shift = z.new_tensor(_constants(_integers(levels))).unbind(1)
     return half * torch.tanh(z + shift) - offset
 
 # %% ../../nbs/quantizers/05_fsq.ipynb #cell-015
+def _half_levels(levels: Sequence[int] | Tensor, like: Tensor) -> Tensor:
+    "⌊L/2⌋ of each coordinate, (dim,), in the dtype and on the device of `like`."
+    return like.new_tensor([count // 2 for count in _integers(levels)])
+
+
 def codes_to_vectors(
     codes: Tensor,  # integers from −⌊L/2⌋ to ⌈L/2⌉ − 1, int64, (..., dim)
-    levels: Tensor,  # number of levels of each coordinate, int64, (dim,)
+    levels: Sequence[int] | Tensor,  # number of levels of each coordinate, dim integers
 ) -> Tensor:  # code / ⌊L/2⌋, float32, (..., dim)
-    "Codewords between −1 and 1."
-    return codes.to(torch.float32) / (levels // 2).to(torch.float32)
+    """Codewords between −1 and 1.
+
+    Args:
+        codes: integers from −⌊L/2⌋ to ⌈L/2⌉ − 1, int64, (..., dim)
+        levels: number of levels of each coordinate, dim integers
+
+    Returns:
+        code / ⌊L/2⌋, float32, (..., dim)
+    """
+    vectors = codes.to(torch.float32)
+    return vectors / _half_levels(levels, vectors)
 
 # %% ../../nbs/quantizers/05_fsq.ipynb #round
 def round_codes(
     bounded: Tensor,  # output of `bound`, (..., dim)
-    levels: Tensor,  # number of levels of each coordinate, int64, (dim,)
+    levels: Sequence[int] | Tensor,  # number of levels of each coordinate, dim integers
 ) -> tuple[Tensor, Tensor]:  # codewords with a gradient (..., dim), integer codes int64 (..., dim)
-    "Round to codewords; the gradient passes as if only divided by ⌊L/2⌋."
+    """Round to codewords; the gradient passes as if only divided by ⌊L/2⌋.
+
+    Args:
+        bounded: output of `bound`, (..., dim)
+        levels: number of levels of each coordinate, dim integers
+
+    Returns:
+        codewords with a gradient (..., dim), integer codes int64 (..., dim)
+    """
     codes = bounded.detach().round().long()
-    return graft_gradient(codes_to_vectors(codes, levels).to(bounded.dtype),
-                          bounded / (levels // 2)), codes
+    return replace_gradient(codes_to_vectors(codes, levels).to(bounded.dtype),
+                            bounded / _half_levels(levels, bounded)), codes
 
 # %% ../../nbs/quantizers/05_fsq.ipynb #cell-019
-def _radix(levels: Tensor) -> Tensor:
-    "Place value of each digit: 1, L₁, L₁L₂, …, int64, (dim,)."
-    return torch.cat([torch.ones_like(levels[:1]), levels[:-1].cumprod(0)])
+def _place_values(levels: Sequence[int] | Tensor) -> list[int]:
+    "Place value of each digit: 1, L₁, L₁L₂, …"
+    counts = _integers(levels)
+    return [math.prod(counts[:i]) for i in range(len(counts))]
 
 
 def codes_to_indices(
     codes: Tensor,  # integers from −⌊L/2⌋ to ⌈L/2⌉ − 1, int64, (..., dim)
-    levels: Tensor,  # number of levels of each coordinate, int64, (dim,)
+    levels: Sequence[int] | Tensor,  # number of levels of each coordinate, dim integers
 ) -> Tensor:  # 0 to product of levels − 1, int64, (...)
-    "One number for all digits, the first digit fastest."
-    return ((codes + levels // 2) * _radix(levels)).sum(-1)
+    """One number for all digits, the first digit fastest.
+
+    Args:
+        codes: integers from −⌊L/2⌋ to ⌈L/2⌉ − 1, int64, (..., dim)
+        levels: number of levels of each coordinate, dim integers
+
+    Returns:
+        0 to product of levels − 1, int64, (...)
+    """
+    digits = codes + _half_levels(levels, codes)
+    return (digits * codes.new_tensor(_place_values(levels))).sum(-1)
 
 # %% ../../nbs/quantizers/05_fsq.ipynb #digits
 def indices_to_codes(
     indices: Tensor,  # 0 to product of levels − 1, int64, (...)
-    levels: Tensor,  # number of levels of each coordinate, int64, (dim,)
+    levels: Sequence[int] | Tensor,  # number of levels of each coordinate, dim integers
 ) -> Tensor:  # integers from −⌊L/2⌋ to ⌈L/2⌉ − 1, int64, (..., dim)
-    "The digits of a number."
-    return indices.unsqueeze(-1) // _radix(levels) % levels - levels // 2
+    """The digits of a number.
+
+    Args:
+        indices: 0 to product of levels − 1, int64, (...)
+        levels: number of levels of each coordinate, dim integers
+
+    Returns:
+        integers from −⌊L/2⌋ to ⌈L/2⌉ − 1, int64, (..., dim)
+    """
+    counts, places = (indices.new_tensor(values)
+                      for values in (_integers(levels), _place_values(levels)))
+    return indices.unsqueeze(-1) // places % counts - _half_levels(levels, indices)
 
 # %% ../../nbs/quantizers/05_fsq.ipynb #cell-025
 _LARGEST_TABLE = 1 << 24
 
 
 class FiniteScalarQuantizer(BaseQuantizer):
-    "Rounding of bounded coordinates; the codebook is a fixed grid [@mentzer2023finite]."
+    """Rounding of bounded coordinates; the codebook is a fixed grid.
+
+    Source: (Mentzer et al. 2024).
+    """
+
+    _like: Tensor  # empty: has the module's dtype and device
 
     def __init__(
         self,
         levels: list[int],  # number of levels of each coordinate; its length is the dimension
     ):
+        """Rounding of bounded coordinates; the codebook is a fixed grid.
+
+        Args:
+            levels: number of levels of each coordinate; its length is the dimension
+        """
         checked = check_levels(levels)
         super().__init__(len(checked), math.prod(checked))
         self.levels = checked
-        self.register_buffer("_levels", torch.tensor(checked), persistent=False)
+        self.register_buffer("_like", torch.empty(0), persistent=False)
+
+    def extra_repr(self) -> str:
+        "What `repr` says between the brackets."
+        return f"levels={list(self.levels)}"
 
     def forward(
         self,
         z: Tensor,  # latents, (B, *grid, dim)
         mask: Tensor | None = None,  # bool, (B, *grid), true at real positions
-    ) -> tuple[Tensor, Tensor, dict[str, Any]]:  # z_q (B, *grid, dim), indices (B, *grid), info without losses
-        "Quantize; there is nothing to learn, so training and evaluation are the same."
-        x, _ = enter(z, self.dim, mask)
-        z_q, codes = round_codes(bound(x, self._levels), self._levels)
-        return z_q.to(z.dtype), codes_to_indices(codes, self._levels), quantization_info(x, z_q, {})
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:  # z_q (B, *grid, dim), indices (B, *grid), info
+        """Quantize; there is nothing to learn, so training and evaluation are the same.
+
+        The info has no losses.
+
+        Args:
+            z: latents, (B, *grid, dim)
+            mask: bool, (B, *grid), true at real positions
+
+        Returns:
+            z_q (B, *grid, dim), indices (B, *grid), info
+        """
+        x, _ = prepare_latents(z, self.dim, mask, self.layout_known)
+        z_q, codes = round_codes(bound(x, self.levels), self.levels)
+        return z_q.to(z.dtype), codes_to_indices(codes, self.levels), quantization_info(x, z_q, {})
 
     def decode(
         self,
         indices: Tensor,  # integers in 0..codebook_size-1, (B, *grid)
-    ) -> Tensor:  # codewords, float32, (B, *grid, dim)
-        "Compute codewords."
-        return codes_to_vectors(indices_to_codes(check_indices(indices, self.codebook_size),
-                                                 self._levels), self._levels)
+    ) -> Tensor:  # codewords in the module's dtype, (B, *grid, dim)
+        """Compute codewords.
 
-    def get_codebook(self) -> Tensor:  # (codebook_size, dim), float32
+        Args:
+            indices: integers in 0..codebook_size-1, (B, *grid)
+
+        Returns:
+            codewords in the module's dtype, (B, *grid, dim)
+        """
+        codes = indices_to_codes(check_indices(indices, self.codebook_size), self.levels)
+        return codes_to_vectors(codes, self.levels).to(self._like.dtype)
+
+    def get_codebook(self) -> Tensor:  # (codebook_size, dim), in the module's dtype
         """All codewords in the order of their indices.
 
         Raises `ValueError` above 2^24 of them, where the table would not fit.
+
+        Returns:
+            (codebook_size, dim), in the module's dtype
         """
         if self.codebook_size > _LARGEST_TABLE:
             raise ValueError(f"get_codebook would make {self.codebook_size} codewords, more than "
                              f"{_LARGEST_TABLE}: use decode for the ones you need")
-        return self.decode(torch.arange(self.codebook_size, device=self._levels.device))
-
-    def set_codebook(self, codebook: Tensor) -> None:
-        "There is no codebook to set: raises `TypeError`."
-        raise TypeError("FiniteScalarQuantizer has no codebook to set or initialize: levels "
-                        f"{list(self.levels)} fix it")
-
-    def initialize(
-        self,
-        initializer: Callable[..., Tensor],  # not used
-        data: Tensor | None = None,  # not used
-        generator: torch.Generator | None = None,  # not used
-    ) -> None:
-        "There is nothing to initialize: raises `TypeError`."
-        self.set_codebook(None)
+        return self.decode(torch.arange(self.codebook_size, device=self._like.device))

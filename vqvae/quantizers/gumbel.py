@@ -16,43 +16,59 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqvae.core import (
-    Component,
-    check_finite,
-    check_last_dim,
-    check_positive,
-    seeded,
-    step_generator,
-)
-from ..initialization.uniform import uniform_init
-from .base import BaseQuantizer, enter, masked_mean, quantization_info
-from .estimators import graft_gradient
+from ..core import Component, check_count, check_positive, seeded, step_generator
+from .base import Setting, masked_mean, prepare_latents, quantization_info
+from .codebook import CodebookQuantizer
+from .estimators import replace_gradient
+from .recompute import RecentForwards, recomputing
 
 # %% ../../nbs/quantizers/06_gumbel.ipynb #cell-006
 class DistanceLogits(Component):
     "Minus the squared distance to each code, divided by `scale`, up to a constant per position."
 
+    scale = Setting(check_positive)
+
     def __init__(
         self,
         scale: float = 1.0,  # τ₀, in units of a squared distance: small for decided choices
     ):
+        """Minus the squared distance to each code, divided by `scale`, up to a constant per
+        position.
+
+        Args:
+            scale: τ₀, in units of a squared distance: small for decided choices
+        """
         super().__init__()
-        self.scale = check_positive(scale, "scale")
+        self.scale = scale
+
+    def extra_repr(self) -> str:
+        "What `repr` says between the brackets."
+        return f"scale={self.scale:g}"
 
     def forward(
         self,
         z: Tensor,  # latents, (..., dim)
         codebook: Tensor,  # codewords, (codebook_size, dim)
     ) -> Tensor:  # logits, (..., codebook_size)
-        "How much each latent favours each code."
+        """How much each latent favours each code.
+
+        Args:
+            z: latents, (..., dim)
+            codebook: codewords, (codebook_size, dim)
+
+        Returns:
+            logits, (..., codebook_size)
+        """
         center = codebook.detach().mean(0)
         codes = codebook - center
         return (2 * (z - center) @ codes.T - codes.square().sum(1)) / self.scale
 
 # %% ../../nbs/quantizers/06_gumbel.ipynb #cell-008
 class LinearLogits(Component):
-    """A learned linear map from latents to logits; the codewords take no part
-    [@jang2016categorical]."""
+    """A learned linear map from latents to logits; the codewords take no part.
+
+    Source: (Jang et al. 2017).
+    """
 
     def __init__(
         self,
@@ -60,18 +76,35 @@ class LinearLogits(Component):
         codebook_size: int,  # number of codes, n
         seed: int = 0,  # of the initial weights
     ):
+        """A learned linear map from latents to logits; the codewords take no part.
+
+        Args:
+            dim: size of the last axis of the latents
+            codebook_size: number of codes, n
+            seed: of the initial weights
+        """
         super().__init__()
-        self.dim = int(check_positive(dim, "dim"))
-        with seeded(seed):
-            self.linear = nn.Linear(self.dim, int(check_positive(codebook_size, "codebook_size")))
+        self.dim = check_count(dim, "dim")
+        size = check_count(codebook_size, "codebook_size")
+        with seeded(seed): self.linear = nn.Linear(self.dim, size)
 
     def forward(
         self,
         z: Tensor,  # latents, (..., dim)
         codebook: Tensor,  # not used
     ) -> Tensor:  # logits, (..., codebook_size)
-        "How much each latent favours each code."
-        check_last_dim(z, self.dim, "z")
+        """How much each latent favours each code.
+
+        Args:
+            z: latents, (..., dim)
+            codebook: not used
+
+        Returns:
+            logits, (..., codebook_size)
+        """
+        if z.shape[-1] != self.dim:
+            raise ValueError(f"z must have {self.dim} values on its last axis, got shape "
+                             f"{tuple(z.shape)}")
         return F.linear(z, self.linear.weight.to(z.dtype), self.linear.bias.to(z.dtype))
 
 # %% ../../nbs/quantizers/06_gumbel.ipynb #cell-011
@@ -79,7 +112,15 @@ def gumbel_noise(
     like: Tensor,  # shape, dtype and device of the noise
     generator: torch.Generator,  # source of randomness
 ) -> Tensor:  # standard Gumbel numbers
-    "Minus the logarithm of exponential numbers."
+    """Minus the logarithm of exponential numbers.
+
+    Args:
+        like: shape, dtype and device of the noise
+        generator: source of randomness
+
+    Returns:
+        standard Gumbel numbers
+    """
     return (
         -torch.empty_like(like, memory_format=torch.contiguous_format)
         .exponential_(generator=generator)
@@ -88,7 +129,14 @@ def gumbel_noise(
 
 # %% ../../nbs/quantizers/06_gumbel.ipynb #cell-014
 class ExponentialTemperature(Component):
-    "From `start` to `end` by a constant factor per step, then constant [@jang2016categorical]."
+    """From `start` to `end` by a constant factor per step, then constant.
+
+    Source: (Jang et al. 2017).
+    """
+
+    start = Setting(check_positive)
+    end = Setting(check_positive)
+    steps = Setting(check_count)
 
     def __init__(
         self,
@@ -96,15 +144,32 @@ class ExponentialTemperature(Component):
         end: float,  # temperature from step `steps` on
         steps: int,  # training steps in between
     ):
+        """From `start` to `end` by a constant factor per step, then constant.
+
+        Args:
+            start: temperature at step 0
+            end: temperature from step `steps` on
+            steps: training steps in between
+        """
         super().__init__()
-        self.start, self.end = check_positive(start, "start"), check_positive(end, "end")
-        self.steps = int(check_positive(steps, "steps"))
+        self.start, self.end, self.steps = start, end, steps
+
+    def extra_repr(self) -> str:
+        "What `repr` says between the brackets."
+        return f"start={self.start:g}, end={self.end:g}, steps={self.steps}"
 
     def forward(
         self,
         step: int,  # training steps so far
     ) -> float:  # temperature
-        "The temperature at a step."
+        """The temperature at a step.
+
+        Args:
+            step: training steps so far
+
+        Returns:
+            temperature
+        """
         return self.start * (self.end / self.start) ** min(step / self.steps, 1.0)
 
 # %% ../../nbs/quantizers/06_gumbel.ipynb #cell-017
@@ -114,17 +179,35 @@ def draw_codewords(
     temperature: float,  # τ
     hard: bool = True,  # codewords, or their mixture
 ) -> tuple[Tensor, Tensor]:  # z_q (..., dim), indices int64 (...)
-    """Codewords of the highest scores with the gradient of the mixture, or the mixture
-    [@jang2016categorical, section 2.2]."""
+    """Codewords of the highest scores with the gradient of the mixture, or the mixture.
+
+    Source: (Jang et al. 2017, section 2.2).
+
+    Args:
+        scores: logits with noise in training, without in evaluation, (..., codebook_size)
+        codebook: codewords, (codebook_size, dim)
+        temperature: τ
+        hard: codewords, or their mixture
+
+    Returns:
+        z_q (..., dim), indices int64 (...)
+    """
     indices, y = scores.argmax(-1), (scores / temperature).softmax(-1)
     if not hard: return y @ codebook, indices
-    return graft_gradient(F.embedding(indices, codebook), y @ codebook.detach()), indices
+    return replace_gradient(F.embedding(indices, codebook), y @ codebook.detach()), indices
 
 # %% ../../nbs/quantizers/06_gumbel.ipynb #cell-023
 def kl_to_uniform(
     logits: Tensor,  # (..., codebook_size)
 ) -> Tensor:  # nats, at least 0, (...)
-    "Divergence of softmax(logits) from the uniform distribution, summed over codes."
+    """Divergence of softmax(logits) from the uniform distribution, summed over codes.
+
+    Args:
+        logits: (..., codebook_size)
+
+    Returns:
+        nats, at least 0, (...)
+    """
     log_p = logits.log_softmax(-1)
     return (log_p.exp() * (log_p + math.log(logits.shape[-1]))).sum(-1).clamp_min(0.0)
 
@@ -132,9 +215,21 @@ def kl_to_uniform(
 def _rank() -> int: return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-class GumbelSoftmaxQuantizer(BaseQuantizer):
-    """Codes drawn from a distribution in training, the likeliest code in evaluation
-    [@jang2016categorical; @maddison2016concrete]."""
+def _check_logits(logits: Component, codebook: Tensor) -> Component:
+    "Raise `ValueError` unless `logits` gives one number per code."
+    with torch.no_grad(): shape = tuple(logits(codebook[:1], codebook).shape)
+    if shape != (1, len(codebook)):
+        raise ValueError(f"logits must have shape {(1, len(codebook))} for 1 latent, got {shape}")
+    return logits
+
+
+class GumbelSoftmaxQuantizer(CodebookQuantizer):
+    """Codes drawn from a distribution in training, the likeliest code in evaluation.
+
+    Source: (Jang et al. 2017; Maddison et al. 2017).
+    """
+
+    step: Tensor  # training steps so far
 
     def __init__(
         self,
@@ -149,48 +244,96 @@ class GumbelSoftmaxQuantizer(BaseQuantizer):
         hard: bool = True,  # codewords in training; False: mixtures of them
         seed: int = 0,  # of the uniform start and of the noise
     ):
-        super().__init__(dim, codebook_size)
-        if init_codebook is None:
-            init_codebook = uniform_init(codebook_size, dim,
-                                         generator=torch.Generator().manual_seed(seed))
-        elif tuple(init_codebook.shape) != (codebook_size, dim):
-            raise ValueError(f"init_codebook must have shape {(codebook_size, dim)}, got "
-                             f"{tuple(init_codebook.shape)}")
-        self.codebook = nn.Parameter(check_finite(init_codebook, "init_codebook").detach().clone())
-        self.logits = DistanceLogits() if logits is None else logits
-        with torch.no_grad():
-            shape = tuple(self.logits(self.codebook[:1].detach(), self.codebook).shape)
-        if shape != (1, codebook_size):
-            raise ValueError(f"logits must have shape {(1, codebook_size)} for 1 latent, got "
-                             f"{shape}")
-        if not callable(temperature): check_positive(temperature, "temperature")
+        """Codes drawn from a distribution in training, the likeliest code in evaluation.
+
+        Args:
+            dim: size of the last axis of the latents
+            codebook_size: number of codewords, n
+            init_codebook: starting codewords (n, dim); uniform in ±1/n when left out
+            logits: (z, codebook) -> logits (..., n); `DistanceLogits()` when left out
+            temperature: τ, or τ as a function of the training step
+            hard: codewords in training; False: mixtures of them
+            seed: of the uniform start and of the noise
+        """
+        super().__init__(dim, codebook_size, init_codebook, by_gradient=True, seed=seed)
+        self.logits = _check_logits(DistanceLogits() if logits is None else logits,
+                                    self.codebook.detach())
+        if not callable(temperature): temperature = check_positive(temperature, "temperature")
         self.temperature, self.hard, self.seed = temperature, hard, seed
+        self._recent = RecentForwards(most=4096, name=type(self).__name__)
         self.register_buffer("step", torch.tensor(0))
 
+    def extra_repr(self) -> str:
+        "What `repr` says between the brackets."
+        said = super().extra_repr()
+        if not isinstance(self.temperature, nn.Module):
+            name = getattr(self.temperature, "__name__", self.temperature)
+            said += f", temperature={name}"
+        return f"{said}, hard={self.hard}"
+
+    def temperature_at(
+        self,
+        step: Any,  # training steps so far; a tensor while compiling
+    ) -> float:
+        """τ at a step; raises `ValueError` if it is not above zero.
+
+        Args:
+            step: training steps so far; a tensor while compiling
+        """
+        value = self.temperature(step) if callable(self.temperature) else self.temperature
+        if torch.compiler.is_compiling(): return value
+        return check_positive(float(value), "temperature")
+
     def current_temperature(self) -> float:
-        "τ at the current step; raises `ValueError` if a schedule gives none above zero."
-        if not callable(self.temperature): return self.temperature
-        if torch.compiler.is_compiling(): return self.temperature(self.step)
-        return check_positive(float(self.temperature(self.step.item())), "temperature")
+        "τ at the current step; raises `ValueError` if it is not above zero."
+        return self.temperature_at(self.step if torch.compiler.is_compiling() else int(self.step))
 
     def forward(
         self,
         z: Tensor,  # latents, (B, *grid, dim)
         mask: Tensor | None = None,  # bool, (B, *grid), true at real positions
-    ) -> tuple[Tensor, Tensor, dict[str, Any]]:  # z_q (B, *grid, dim), indices (B, *grid), info with the loss kl in nats
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:  # z_q (B, *grid, dim), indices (B, *grid), info
         """Draw codes in training, and count the step; take the likeliest in evaluation, without
-        noise."""
-        x, mask = enter(z, self.dim, mask)
-        temperature = self.current_temperature()
+        noise.
+
+        The info has the loss `kl`, in nats.
+
+        Args:
+            z: latents, (B, *grid, dim)
+            mask: bool, (B, *grid), true at real positions
+
+        Returns:
+            z_q (B, *grid, dim), indices (B, *grid), info
+        """
+        x, mask = prepare_latents(z, self.dim, mask, self.layout_known)
+        if self.training: z_q, indices, info = self._draw(x, mask)
+        else: z_q, indices, info = self._choose(x, mask)
+        return z_q.to(z.dtype), indices, info
+
+    def _draw(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        "The forward of training; run again by checkpointing, it draws the noise that it drew."
+        again = recomputing()
+        step = self._recent.find(x) if again else int(self.step)
+        generator = step_generator(self.seed, step, x.device, _rank())
+        found = self._quantize(x, mask, self.temperature_at(step), generator)
+        if not again:
+            self._recent.keep(x, step)
+            self.step += 1
+        return found
+
+    def _choose(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        "The forward of evaluation."
+        return self._quantize(x, mask, self.current_temperature(), None)
+
+    def _quantize(
+        self, x: Tensor, mask: Tensor | None, temperature: float, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        "Logits, noise if there is a generator, codewords and info."
         with torch.autocast(x.device.type, enabled=False):
             codebook = self.codebook.to(x.dtype)
             scores = logits = self.logits(x, codebook)
-            losses = {"kl": masked_mean(kl_to_uniform(logits), mask)}
-            if self.training:
-                generator = step_generator(self.seed, self.step.item(), x.device, _rank())
-                scores = logits + gumbel_noise(logits, generator)
+            if generator is not None: scores = logits + gumbel_noise(logits, generator)
             z_q, indices = draw_codewords(scores, codebook, temperature,
-                                          self.hard or not self.training)
-        info = quantization_info(x, F.embedding(indices, codebook), losses)
-        if self.training: self.step += 1
-        return z_q.to(z.dtype), indices, info
+                                          self.hard or generator is None)
+            losses = {"kl": masked_mean(kl_to_uniform(logits), mask)}
+        return z_q, indices, quantization_info(x, F.embedding(indices, codebook), losses)

@@ -6,23 +6,43 @@
 __all__ = ['VectorQuantizer', 'RotationVectorQuantizer', 'ProjectionVectorQuantizer']
 
 # %% ../../nbs/quantizers/04_vq.ipynb #cell-002
+import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core import check_finite
-from ..initialization.uniform import uniform_init
-from .base import BaseQuantizer, enter, quantization_info
-from .estimators import projection, rotation, straight_through
-from .learning import EMALearning, LossLearning, Revival
-from .search import nearest_codes
+from .base import Setting, prepare_latents, quantization_info
+from .codebook import CodebookQuantizer
+from vqvae.quantizers.estimators import (
+    projection,
+    replace_gradient,
+    rotation,
+    straight_through,
+)
+from .learning import CodebookLearning, LossLearning, Revival
+from .recompute import RecentForwards, recomputing
+from .search import search_codes
 
 # %% ../../nbs/quantizers/04_vq.ipynb #cell-005
-class VectorQuantizer(BaseQuantizer):
-    "Nearest of `codebook_size` learned codewords [@vandenoord2017neural]."
+def _check_estimator(value: Any, name: str) -> Any:
+    if not callable(value):
+        raise TypeError(f"{name} must be a function (z, q) -> z_q, got {type(value).__name__}")
+    return value
+
+
+def _name(function: Any) -> str: return getattr(function, "__name__", type(function).__name__)
+
+
+class VectorQuantizer(CodebookQuantizer):
+    """Nearest of `codebook_size` learned codewords.
+
+    Source: (van den Oord et al. 2017).
+    """
+    estimator = Setting(_check_estimator)
 
     def __init__(
         self,
@@ -33,59 +53,114 @@ class VectorQuantizer(BaseQuantizer):
         # (z, q) -> z_q, decides the gradient
         estimator: Callable[[Tensor, Tensor], Tensor] = straight_through,
         # how codewords move; by loss when left out
-        learning: LossLearning | EMALearning | None = None,
+        learning: CodebookLearning | None = None,
         revival: Revival | None = None,  # what happens to dead codes; nothing when left out
         seed: int = 0,  # of the uniform start
     ):
-        super().__init__(dim, codebook_size)
-        self.estimator, self.learning, self.revival = estimator, learning or LossLearning(), revival
-        if init_codebook is None:
-            init_codebook = uniform_init(codebook_size, dim,
-                                         generator=torch.Generator().manual_seed(seed))
-        elif tuple(init_codebook.shape) != (codebook_size, dim):
-            raise ValueError(f"init_codebook must have shape {(codebook_size, dim)}, got "
-                             f"{tuple(init_codebook.shape)}")
-        codebook = check_finite(init_codebook, "init_codebook").detach().clone()
-        if self.learning.by_gradient: self.codebook = nn.Parameter(codebook)
-        else: self.register_buffer("codebook", codebook)
+        """Nearest of `codebook_size` learned codewords.
+
+        Args:
+            dim: size of the last axis of the latents
+            codebook_size: number of codewords, n
+            init_codebook: starting codewords (n, dim); uniform in ±1/n when left out
+            estimator: (z, q) -> z_q, decides the gradient
+            learning: how codewords move; by loss when left out
+            revival: what happens to dead codes; nothing when left out
+            seed: of the uniform start
+        """
+        rule = LossLearning() if learning is None else learning
+        for value, kind, name in ((rule, CodebookLearning, "learning"),
+                                  (revival, Revival, "revival")):
+            if value is not None and not isinstance(value, kind):
+                raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
+        super().__init__(dim, codebook_size, init_codebook, rule.by_gradient, seed)
+        self.learning, self.revival = rule, revival
+        self.estimator = estimator
+        self._recent = RecentForwards(most=1, name=type(self).__name__)
         self._restart()
+
+    def extra_repr(self) -> str:
+        "What `repr` says between the brackets."
+        said = f"{super().extra_repr()}, estimator={_name(self.estimator)}"
+        return said if self.revival is not None else f"{said}, revival=None"
 
     def _restart(self) -> None:
         for part in (self.learning, self.revival):
             if part is not None: part.attach(self.codebook.detach())
 
-    def set_codebook(self, codebook: Tensor) -> None:
-        "Replace the codewords and start the statistics of learning and revival afresh."
+    def set_codebook(
+        self,
+        codebook: Tensor,  # new codewords, (codebook_size, dim)
+    ) -> None:
+        """Replace the codewords and start the statistics of learning and revival afresh.
+
+        Args:
+            codebook: new codewords, (codebook_size, dim)
+        """
         super().set_codebook(codebook)
         self._restart()
+
+    def requires_grad_(
+        self,
+        requires_grad: bool = True,  # for all parameters
+    ) -> Self:
+        """As for every module; warns where the codebook is no parameter and so goes on moving.
+
+        Args:
+            requires_grad: for all parameters
+        """
+        if not requires_grad and not self.learning.by_gradient:
+            warnings.warn(f"the codebook follows {type(self.learning).__name__}, not gradients: "
+                          "use freeze() to hold it still", stacklevel=2)
+        return super().requires_grad_(requires_grad)
 
     def forward(
         self,
         z: Tensor,  # latents, (B, *grid, dim)
         mask: Tensor | None = None,  # bool, (B, *grid), true at real positions
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:  # z_q (B, *grid, dim), indices (B, *grid), info
-        "Quantize; in training, also move the codewords as the learning rule says."
-        x, mask = enter(z, self.dim, mask)
-        indices = nearest_codes(x, self.codebook)
-        q = F.embedding(indices, self.codebook).to(x.dtype)
+        """Quantize; in training, also move the codewords as the learning rule says.
+
+        Args:
+            z: latents, (B, *grid, dim)
+            mask: bool, (B, *grid), true at real positions
+
+        Returns:
+            z_q (B, *grid, dim), indices (B, *grid), info
+        """
+        x, mask = prepare_latents(z, self.dim, mask, self.layout_known)
+        check_finite(self.codebook, "codebook")
+        moves = self.training and self._moves_in_forward()
+        again = moves and recomputing()
+        codebook = self.codebook
+        if again: codebook = replace_gradient(self._recent.find(x), codebook)
+        indices = search_codes(x, codebook)
+        q = F.embedding(indices, codebook).to(x.dtype)
         info = quantization_info(x, q, self.learning.losses(x, q, mask))
         z_q = self.estimator(x, q).to(z.dtype)
-        if self.training: self._learn(x.detach(), indices, mask)
+        if moves and not again: self._learn(x.detach(), indices, mask)
         return z_q, indices, info
+
+    def _moves_in_forward(self) -> bool:
+        "Whether a training forward moves anything."
+        return self.revival is not None or type(self.learning) is not LossLearning
 
     @torch.no_grad()
     def _learn(self, z: Tensor, indices: Tensor, mask: Tensor | None) -> None:
         "Update after the output was made, from real positions only."
-        rows, codes = (
-            (z.flatten(0, -2), indices.flatten()) if mask is None else (z[mask], indices[mask])
-        )
+        self._recent.keep(z, self.codebook.detach().clone())
+        rows, codes = z.flatten(0, -2), indices.flatten()
+        if mask is not None: rows, codes = z[mask], indices[mask]
         self.learning.update(self.codebook, rows, codes)
         if self.revival is not None:
             self.learning.restart(self.revival.revive(self.codebook, rows, codes), self.codebook)
 
 # %% ../../nbs/quantizers/04_vq.ipynb #cell-013
 class RotationVectorQuantizer(VectorQuantizer):
-    "Vector quantization with the rotation trick as its gradient [@fifty2024restructuring]."
+    """Vector quantization with the rotation trick as its gradient.
+
+    Source: (Fifty et al. 2025).
+    """
 
     def __init__(
         self,
@@ -94,10 +169,20 @@ class RotationVectorQuantizer(VectorQuantizer):
         # starting codewords (n, dim); uniform in ±1/n when left out
         init_codebook: Tensor | None = None,
         # how codewords move; by loss when left out
-        learning: LossLearning | EMALearning | None = None,
+        learning: CodebookLearning | None = None,
         revival: Revival | None = None,  # what happens to dead codes
         seed: int = 0,  # of the uniform start
     ):
+        """Vector quantization with the rotation trick as its gradient.
+
+        Args:
+            dim: size of the last axis of the latents
+            codebook_size: number of codewords, n
+            init_codebook: starting codewords (n, dim); uniform in ±1/n when left out
+            learning: how codewords move; by loss when left out
+            revival: what happens to dead codes
+            seed: of the uniform start
+        """
         super().__init__(dim, codebook_size, init_codebook, rotation, learning, revival, seed)
 
 # %% ../../nbs/quantizers/04_vq.ipynb #projection
@@ -111,8 +196,18 @@ class ProjectionVectorQuantizer(VectorQuantizer):
         # starting codewords (n, dim); uniform in ±1/n when left out
         init_codebook: Tensor | None = None,
         # how codewords move; by loss when left out
-        learning: LossLearning | EMALearning | None = None,
+        learning: CodebookLearning | None = None,
         revival: Revival | None = None,  # what happens to dead codes
         seed: int = 0,  # of the uniform start
     ):
+        """Vector quantization whose gradient is projected onto the line from latent to codeword.
+
+        Args:
+            dim: size of the last axis of the latents
+            codebook_size: number of codewords, n
+            init_codebook: starting codewords (n, dim); uniform in ±1/n when left out
+            learning: how codewords move; by loss when left out
+            revival: what happens to dead codes
+            seed: of the uniform start
+        """
         super().__init__(dim, codebook_size, init_codebook, projection, learning, revival, seed)

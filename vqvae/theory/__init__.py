@@ -12,10 +12,11 @@ __all__ = ['BlahutArimoto', 'blahut_arimoto', 'grid_source', 'squared_error', 'u
            'remote_source', 'linear_gaussian_eigenvalues', 'pca_source', 'noiseless_source', 'ScalarSource',
            'scalar_source', 'gaussian_source', 'laplace_source', 'uniform_source', 'ScalarQuantizer', 'lloyd_max',
            'RandomCoding', 'random_coding_distortion', 'BestVariance', 'best_codebook_variance',
-           'codebook_variance_fit', 'gaussian_distortion', 'gaussian_rate', 'water_level', 'WaterFilling',
-           'water_filling', 'water_level_from_distortion', 'water_filling_from_distortion', 'gaussian_entropy',
-           'laplace_entropy', 'uniform_entropy', 'differential_entropy', 'shannon_rate', 'shannon_distortion',
-           'mismatched_gaussian_rate', 'mismatched_gaussian_distortion']
+           'codebook_variance_fit', 'as_float64', 'check_nonnegative', 'check_spectrum', 'gaussian_distortion',
+           'gaussian_rate', 'water_level', 'WaterFilling', 'water_filling', 'water_level_from_distortion',
+           'water_filling_from_distortion', 'gaussian_entropy', 'laplace_entropy', 'uniform_entropy',
+           'differential_entropy', 'shannon_rate', 'shannon_distortion', 'mismatched_gaussian_rate',
+           'mismatched_gaussian_distortion']
 
 # %% ../../nbs/theory/index.ipynb #cell-002
 from .blahut_arimoto import BlahutArimoto, blahut_arimoto, grid_source, squared_error
@@ -76,6 +77,9 @@ from vqvae.theory.random_coding import (
 )
 from vqvae.theory.rate_distortion import (
     WaterFilling,
+    as_float64,
+    check_nonnegative,
+    check_spectrum,
     gaussian_distortion,
     gaussian_rate,
     water_filling,
@@ -143,6 +147,9 @@ _all_ = [
     "BestVariance",
     "best_codebook_variance",
     "codebook_variance_fit",
+    "as_float64",
+    "check_nonnegative",
+    "check_spectrum",
     "gaussian_distortion",
     "gaussian_rate",
     "water_level",

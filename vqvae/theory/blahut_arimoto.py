@@ -13,13 +13,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core import check_finite, check_positive
-from .rate_distortion import _nonnegative
+from ..core import check_count, check_finite, check_positive
+from .rate_distortion import as_float64, check_nonnegative
 
 # %% ../../nbs/theory/03_blahut_arimoto.ipynb #cell-006
 class BlahutArimoto(NamedTuple):
     """A point near the rate-distortion curve: the curve at `distortion` lies within [rate - gap,
-    rate]."""
+    rate].
+
+    Attributes:
+        rate: bits per symbol, of the channel below
+        distortion: mean distortion of that channel
+        gap: at most so many bits above R(D)
+        channel: probability of each output given each symbol, (m, n)
+        output: probability of each output, (n,)
+    """
     rate: Tensor  # bits per symbol, of the channel below
     distortion: Tensor  # mean distortion of that channel
     gap: Tensor  # at most so many bits above R(D)
@@ -32,9 +40,8 @@ def _problem(
     distortions: Tensor | list,  # (m, n)
 ) -> tuple[Tensor, Tensor]:  # both as float64
     "Check a source and a distortion matrix; raise `ValueError` where they are not one."
-    p = _nonnegative(probabilities, "probabilities", finite=True)
-    d = check_finite(torch.as_tensor(distortions, dtype=torch.float64, device=p.device),
-                     "distortions")
+    p = check_nonnegative(probabilities, "probabilities", finite=True)
+    d = check_finite(as_float64(distortions, "distortions"), "distortions")
     if p.ndim != 1: raise ValueError(f"probabilities must have shape (m,), got {tuple(p.shape)}")
     if d.ndim != 2 or d.shape[0] != len(p):
         raise ValueError(f"distortions must have shape ({len(p)}, n) for {len(p)} probabilities, "
@@ -58,14 +65,24 @@ def blahut_arimoto(
 
     Raises `ValueError` for bad probabilities, shapes and numbers, `RuntimeError` when the gap
     stays above `tolerance`.
-    Source: Blahut 1972; step length from Salakhutdinov and Roweis 2003."""
+    Source: Blahut 1972; step length from Salakhutdinov and Roweis 2003.
+
+    Args:
+        probabilities: p, of the source's symbols, (m,)
+        distortions: d, cost of reproducing symbol i as output j, any real numbers, (m, n)
+        slope: β = -dR/dD > 0, bits per unit of distortion
+        tolerance: stop when the duality gap is at most so many bits
+        max_iterations: give up after so many steps
+
+    Returns:
+        rate, distortion, gap, channel, output; float64
+    """
     p, d = _problem(probabilities, distortions)
-    for name, value in (("slope", slope), ("tolerance", tolerance),
-                        ("max_iterations", max_iterations)):
-        check_positive(value, name)
+    slope, tolerance = check_positive(slope, "slope"), check_positive(tolerance, "tolerance")
+    max_iterations = check_count(max_iterations, "max_iterations")
     kernel = torch.exp2(-slope * (d - d.amin(1, keepdim=True)))  # each row's largest entry is 1
-    q = torch.full((d.shape[1],), 1 / d.shape[1], dtype=d.dtype, device=d.device)
-    objective, step = math.inf, 1.0
+    q = torch.full((d.shape[1],), 1 / d.shape[1], dtype=d.dtype)
+    objective, step, gap = math.inf, 1.0, torch.tensor(math.inf)
     for _ in range(max_iterations):
         gain = (p / (kernel @ q)) @ kernel  # the c_j
         gap = gain.max().log2() - _information(q * gain, gain)
@@ -107,13 +124,23 @@ def grid_source(
     """A density as a discrete source on an even grid.
 
     Raises `ValueError` where the density is negative or NaN, and unless the cells hold 1 within
-    1e-3."""
-    check_positive(points, "points")
+    1e-3.
+
+    Args:
+        density: p(x) for a float64 tensor of numbers
+        low: left end of the grid
+        high: right end
+        points: how many cells; their centres are the symbols
+
+    Returns:
+        centres (points,) and probabilities (points,), float64
+    """
+    points = check_count(points, "points")
     if not -math.inf < low < high < math.inf:
         raise ValueError(f"low and high must be finite and in order, got {low} and {high}")
     width = (high - low) / points
     centres = low + width * (torch.arange(points, dtype=torch.float64) + 0.5)
-    mass = width * _nonnegative(density(centres), "density", finite=True)
+    mass = width * check_nonnegative(density(centres), "density", finite=True)
     if mass.shape != centres.shape:
         raise ValueError(f"density must return shape {tuple(centres.shape)}, got "
                          f"{tuple(mass.shape)}")
@@ -127,10 +154,18 @@ def squared_error(
     x: Tensor | list,  # symbols, (m,) numbers or (m, k) vectors
     y: Tensor | list,  # outputs, (n,) or (n, k)
 ) -> Tensor:  # squared error per dimension, (m, n), float64
-    "The distortion matrix of squared error."
-    x, y = (check_finite(torch.as_tensor(v).double(), "points") for v in (x, y))
-    if x.ndim == 1 and y.ndim == 1: x, y = x[:, None], y[:, None]
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
-        raise ValueError(f"points must have shapes (m, k) and (n, k), got {tuple(x.shape)} and "
-                         f"{tuple(y.shape)}")
-    return (x[:, None] - y).square().mean(-1)
+    """The distortion matrix of squared error.
+
+    Args:
+        x: symbols, (m,) numbers or (m, k) vectors
+        y: outputs, (n,) or (n, k)
+
+    Returns:
+        squared error per dimension, (m, n), float64
+    """
+    a, b = (check_finite(as_float64(points, "points"), "points") for points in (x, y))
+    if a.ndim == 1 and b.ndim == 1: a, b = a[:, None], b[:, None]
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise ValueError(f"points must have shapes (m, k) and (n, k), got {tuple(a.shape)} and "
+                         f"{tuple(b.shape)}")
+    return (a[:, None] - b).square().mean(-1)

@@ -8,18 +8,18 @@ __all__ = ['uniform_threshold', 'step_from_rate', 'step_from_distortion', 'entro
 
 # %% ../../nbs/theory/08_entropy_coded.ipynb #cell-002
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from scipy.optimize import brentq
 from torch import Tensor
 
-from ..core import check_positive
+from ..core import check_count, check_positive
 from .lloyd_max import ScalarQuantizer, ScalarSource, gaussian_source
-from .rate_distortion import _spectrum
+from .rate_distortion import check_spectrum
 
 # %% ../../nbs/theory/08_entropy_coded.ipynb #cell-006
-def _reach(source: ScalarSource) -> tuple[float, float]:
+def _support(source: ScalarSource) -> tuple[float, float]:
     "The interval outside which probability and squared distance from the mean are negligible."
     mass, mean, _ = source.cells(source.edges[1:-1])
     weight = torch.where(mass > 0, mass * (1 + (mean - source.mean).square() / source.variance),
@@ -43,12 +43,20 @@ def uniform_threshold(
 ) -> ScalarQuantizer:  # its rate is its `entropy`
     """The quantizer with equal cells, one of them centred on the mean, and centroids as levels.
 
-    Raises `ValueError` for a step that is not positive or needs more than a million cells."""
-    return _equal_cells(source, check_positive(step, "step"), _reach(source))
+    Raises `ValueError` for a step that is not positive or needs more than a million cells.
+
+    Args:
+        source: density
+        step: Δ, width of the cells
+
+    Returns:
+        its rate is its `entropy`
+    """
+    return _equal_cells(source, check_positive(step, "step"), _support(source))
 
 
 def _equal_cells(source: ScalarSource, step: float, reach: tuple[float, float]) -> ScalarQuantizer:
-    "`uniform_threshold` where the reach of the source is known."
+    "`uniform_threshold` where the support of the source is known."
     low, high = ((end - source.mean) / step for end in reach)
     if not high - low < 1e6:
         raise ValueError(f"step must give at most a million cells, got {step:g}, which needs "
@@ -57,8 +65,9 @@ def _equal_cells(source: ScalarSource, step: float, reach: tuple[float, float]) 
     return _quantizer(source, source.mean + step * (index + 0.5))
 
 # %% ../../nbs/theory/08_entropy_coded.ipynb #cell-012
-def _root(function, start: float) -> float:
+def _root(function: Callable[[float], float], start: float) -> float:
     "The x > 0 at which an increasing function changes sign, searched from `start` outwards."
+    from scipy.optimize import root_scalar
     low = high = start
     for _ in range(200):
         if function(low) <= 0: break
@@ -66,8 +75,9 @@ def _root(function, start: float) -> float:
     for _ in range(200):
         if function(high) >= 0: break
         high *= 1.5
-    return math.exp(brentq(lambda log: function(math.exp(log)), math.log(low), math.log(high),
-                           xtol=1e-12, rtol=1e-12))
+    found = root_scalar(lambda log: function(math.exp(log)), method="brentq",
+                        bracket=(math.log(low), math.log(high)), xtol=1e-12, rtol=1e-12)
+    return math.exp(found.root)
 
 
 def step_from_rate(
@@ -77,6 +87,13 @@ def step_from_rate(
     """The step at which `uniform_threshold` has the entropy `rate`.
 
     Raises `ValueError` unless that is positive and takes at most a million cells.
+
+    Args:
+        source: density
+        rate: bits per sample, above 0
+
+    Returns:
+        Δ
     """
     check_positive(rate, "rate")
     start = math.sqrt(12 * source.variance) * 2.0**-rate
@@ -90,13 +107,21 @@ def step_from_distortion(
     """The step at which `uniform_threshold` has the given distortion.
 
     Raises `ValueError` outside of (0, variance).
+
+    Args:
+        source: density
+        distortion: mean squared error, above 0 and below the variance
+
+    Returns:
+        Δ
     """
     check_positive(distortion, "distortion")
     if not distortion < source.variance:
         raise ValueError(f"distortion must be below the variance {source.variance:g}, got "
                          f"{distortion:g}")
     start = math.sqrt(12 * distortion)
-    return _root(lambda step: uniform_threshold(source, step).distortion.item() - distortion, start)
+    excess = lambda step: uniform_threshold(source, step).distortion.item() - distortion
+    return _root(excess, start)
 
 # %% ../../nbs/theory/08_entropy_coded.ipynb #cell-017
 def entropy_constrained(
@@ -110,12 +135,23 @@ def entropy_constrained(
     """A scalar quantizer of small distortion + entropy / slope, by descent from equal cells: a
     local minimum.
 
-    Raises `ValueError` for numbers that are not positive, `RuntimeError` when it does not settle.
-    Source: Chou, Lookabaugh and Gray 1989."""
-    check_positive(slope, "slope")
-    check_positive(tolerance, "tolerance")
-    check_positive(max_iterations, "max_iterations")
-    q, cost = uniform_threshold(source, math.sqrt(6 / (math.log(2) * slope))), math.inf
+    Raises `ValueError` for numbers that are not positive, `RuntimeError` when it does not
+    settle.
+    Source: Chou, Lookabaugh and Gray 1989.
+
+    Args:
+        source: density
+        slope: β = -dR/dD > 0, bits per unit of squared error
+        tolerance: stop when a step gains at most this share of distortion + entropy / slope
+        max_iterations: give up after so many steps
+
+    Returns:
+        its rate is its `entropy`
+    """
+    slope, tolerance = check_positive(slope, "slope"), check_positive(tolerance, "tolerance")
+    max_iterations = check_count(max_iterations, "max_iterations")
+    q = uniform_threshold(source, math.sqrt(6 / (math.log(2) * slope)))
+    previous = cost = math.inf
     for _ in range(max_iterations):
         q = _quantizer(source, _entropy_thresholds(q.levels, -q.probabilities.log2(), slope))
         previous, cost = cost, (q.distortion + q.entropy / slope).item()
@@ -138,7 +174,13 @@ def _entropy_thresholds(levels: Tensor, lengths: Tensor, slope: float) -> Tensor
 
 # %% ../../nbs/theory/08_entropy_coded.ipynb #cell-021
 class TransformCode(NamedTuple):
-    "Components of a vector, quantized with one step and entropy-coded one by one."
+    """Components of a vector, quantized with one step and entropy-coded one by one.
+
+    Attributes:
+        step: Δ, the same for all
+        rates: bits of each component, (k,)
+        distortions: squared error of each component, (k,)
+    """
     step: float  # Δ, the same for all
     rates: Tensor  # bits of each component, (k,)
     distortions: Tensor  # squared error of each component, (k,)
@@ -163,17 +205,22 @@ def transform_coding(
     """Components coded with one step; a variance of 0 costs nothing.
 
     Raises `ValueError` for bad numbers.
+
+    Args:
+        variances: λ of the components, (k,)
+        step: Δ
+        source: shape of every component's density, at any variance; without it Gaussian
     """
-    variances, source = _spectrum(variances), source or gaussian_source()
-    if variances.ndim != 1:
-        raise ValueError(f"variances must have shape (k,), got {tuple(variances.shape)}")
-    check_positive(step, "step")
-    coded, reach = {0.0: (0.0, 0.0)}, _reach(source)
-    for variance in set(variances.tolist()) - {0.0}:
+    spectrum, source = check_spectrum(variances), source or gaussian_source()
+    if spectrum.ndim != 1:
+        raise ValueError(f"variances must have shape (k,), got {tuple(spectrum.shape)}")
+    step = check_positive(step, "step")
+    coded, reach = {0.0: (0.0, 0.0)}, _support(source)
+    for variance in set(spectrum.tolist()) - {0.0}:
         scale = variance / source.variance
         q = _equal_cells(source, step / math.sqrt(scale), reach)
         coded[variance] = (q.entropy.item(), q.distortion.item() * scale)
-    rates, distortions = torch.tensor([coded[v] for v in variances.tolist()], dtype=torch.float64).T
+    rates, distortions = torch.tensor([coded[v] for v in spectrum.tolist()], dtype=torch.float64).T
     return TransformCode(step, rates, distortions)
 
 
@@ -185,10 +232,15 @@ def transform_coding_from_rate(
     """`transform_coding` with the step at which the whole vector costs `rate` bits.
 
     Raises `ValueError` for bad numbers.
+
+    Args:
+        variances: λ of the components, (k,), not all 0
+        rate: total bits for the whole vector, above 0
+        source: shape of every component's density; without it Gaussian
     """
-    variances, source = _spectrum(variances), source or gaussian_source()
-    check_positive(rate, "rate")
-    if not (variances > 0).any(): raise ValueError("variances must not all be 0")
-    start = 2 * math.sqrt(variances.max().item())
-    excess = lambda step: rate - transform_coding(variances, step, source).total_rate.item()
-    return transform_coding(variances, _root(excess, start), source)
+    spectrum, source = check_spectrum(variances), source or gaussian_source()
+    rate = check_positive(rate, "rate")
+    if not (spectrum > 0).any(): raise ValueError("variances must not all be 0")
+    start = 2 * math.sqrt(spectrum.max().item())
+    excess = lambda step: rate - transform_coding(spectrum, step, source).total_rate.item()
+    return transform_coding(spectrum, _root(excess, start), source)

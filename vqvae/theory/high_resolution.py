@@ -13,9 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..core import check_positive
+from ..core import check_count, check_positive
 from .lloyd_max import ScalarSource
-from .rate_distortion import _nonnegative, _spectrum
+from .rate_distortion import check_nonnegative, check_spectrum
 
 # %% ../../nbs/theory/06_high_resolution.ipynb #cell-006
 def bennett_distortion(
@@ -23,11 +23,21 @@ def bennett_distortion(
     # λ(x), share of the levels per unit of length; integrates to 1
     point_density: Callable[[Tensor], Tensor],
     levels: Tensor | int,  # n, any shape
-) -> Tensor:  # D for many levels, float64; infinite where the levels thin out faster than the source allows
-    """Bennett's integral: the error of many levels placed with a given density.
+) -> Tensor:  # D for many levels, float64
+    """Bennett's integral: the error of many levels placed with a given density; infinite where
+    the levels thin out faster than the source allows.
 
     Raises `ValueError` for `levels` below 1, and unless `point_density` holds 1 within 1e-6 on
-    the support."""
+    the support.
+
+    Args:
+        source: the density p
+        point_density: λ(x), share of the levels per unit of length; integrates to 1
+        levels: n, any shape
+
+    Returns:
+        D for many levels, float64
+    """
     held = source.integral(lambda x, p: point_density(x)).item()
     if not abs(held - 1) < 1e-6:
         raise ValueError(f"point_density must integrate to 1 on the support, got {held:.7g}")
@@ -37,9 +47,9 @@ def bennett_distortion(
 
 def _size(value: Tensor | int, name: str) -> Tensor:  # float64
     "Return a number of codes as float64; raise `ValueError` below 1."
-    value = _nonnegative(value, name)
-    if (value < 1).any(): raise ValueError(f"{name} must be at least 1, got {value.min().item():g}")
-    return value
+    size = check_nonnegative(value, name)
+    if (size < 1).any(): raise ValueError(f"{name} must be at least 1, got {size.min().item():g}")
+    return size
 
 # %% ../../nbs/theory/06_high_resolution.ipynb #cell-010
 def density_norm(
@@ -49,8 +59,15 @@ def density_norm(
     """‖f‖ with exponent k / (k + 2) of the density of `dim` independent copies of `source`.
 
     Source: Zador 1982.
+
+    Args:
+        source: the density p
+        dim: k, independent copies
+
+    Returns:
+        (), squared unit of the source
     """
-    check_positive(dim, "dim")
+    dim = check_count(dim, "dim")
     return source.integral(lambda x, p: p ** (dim / (dim + 2))) ** (dim + 2)
 
 
@@ -58,7 +75,15 @@ def panter_dite(
     source: ScalarSource,  # density
     levels: Tensor | int,  # n, any shape
 ) -> Tensor:  # D for many levels, float64
-    "The least distortion of a scalar quantizer with many levels. Source: Panter and Dite 1951."
+    """The least distortion of a scalar quantizer with many levels. Source: Panter and Dite 1951.
+
+    Args:
+        source: density
+        levels: n, any shape
+
+    Returns:
+        D for many levels, float64
+    """
     return density_norm(source) / (12 * _size(levels, "levels").square())
 
 # %% ../../nbs/theory/06_high_resolution.ipynb #cell-015
@@ -68,8 +93,11 @@ def sphere_bound(
     """No cell in `dim` dimensions has a smaller normalized second moment than the ball.
 
     Source: Zador 1982.
+
+    Args:
+        dim: k
     """
-    check_positive(dim, "dim")
+    dim = check_count(dim, "dim")
     return math.exp(2 / dim * math.lgamma(dim / 2 + 1)) / ((dim + 2) * math.pi)
 
 
@@ -79,8 +107,11 @@ def zador_bound(
     """Random codes at the best density reach this constant: an upper bound on G_k.
 
     Source: Zador 1982.
+
+    Args:
+        dim: k
     """
-    check_positive(dim, "dim")
+    dim = check_count(dim, "dim")
     return math.exp(2 / dim * math.lgamma(dim / 2 + 1) + math.lgamma(1 + 2 / dim)) / (dim * math.pi)
 
 # %% ../../nbs/theory/06_high_resolution.ipynb #cell-017
@@ -108,12 +139,22 @@ def zador_distortion(
 
     An asymptotic law, not a bound: at low rates it may lie above the variance or below R(D).
     Raises `ValueError` for a size below 1, variances and constants that are not positive.
-    Source: Zador 1982."""
-    variances = _spectrum(variances)
-    if not (variances > 0).all():
-        raise ValueError(f"variances must be positive, got {variances.min().item():g}: leave such "
+    Source: Zador 1982.
+
+    Args:
+        codebook_size: n, any shape (...)
+        variances: λ, eigenvalues of a Gaussian's covariance, (..., k), all positive
+        constant: G_k; without it the sphere bound, below which no codebook gets at high
+            resolution
+
+    Returns:
+        squared error per dimension for many codes, float64
+    """
+    spectrum = check_spectrum(variances)
+    if not (spectrum > 0).all():
+        raise ValueError(f"variances must be positive, got {spectrum.min().item():g}: leave such "
                          "dimensions out")
-    k = variances.shape[-1]
+    k = spectrum.shape[-1]
     constant = sphere_bound(k) if constant is None else check_positive(constant, "constant")
-    norm = 2 * math.pi * ((k + 2) / k) ** ((k + 2) / 2) * variances.log().mean(-1).exp()
+    norm = 2 * math.pi * ((k + 2) / k) ** ((k + 2) / 2) * spectrum.log().mean(-1).exp()
     return constant * norm * _size(codebook_size, "codebook_size") ** (-2 / k)

@@ -16,14 +16,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core import check_last_dim, check_positive
+from ..core import check_count, check_last_dim, check_positive
 from .high_resolution import LATTICE_CONSTANTS
 
 # %% ../../nbs/theory/07_lattices.ipynb #cell-007
 def nearest_integers(
     x: Tensor,  # points, (..., k)
 ) -> Tensor:  # the nearest point of Z^k, (..., k)
-    "Round every coordinate, halves upwards."
+    """Round every coordinate, halves upwards.
+
+    Args:
+        x: points, (..., k)
+
+    Returns:
+        the nearest point of Z^k, (..., k)
+    """
     below = x.floor()
     return below + (x - below >= 0.5).to(x.dtype)
 
@@ -34,6 +41,12 @@ def nearest_checkerboard(
     """The nearest integer point of even sum; the first of equally bad coordinates moves.
 
     Source: Conway and Sloane 1982.
+
+    Args:
+        x: points, (..., k)
+
+    Returns:
+        the nearest point of D_k, (..., k)
     """
     near = nearest_integers(x)
     error = x - near
@@ -44,7 +57,7 @@ def nearest_checkerboard(
 
 # %% ../../nbs/theory/07_lattices.ipynb #cell-013
 def _nearer(x: Tensor, first: Tensor, second: Tensor) -> Tensor:  # (..., k)
-    "Whichever of two candidates is nearer to x."
+    "The one of two candidates that is nearer to x, the first in a tie."
     squares = [(x - point).square().sum(-1, keepdim=True) for point in (first, second)]
     return torch.where(squares[1] < squares[0], second, first)
 
@@ -55,6 +68,12 @@ def nearest_hexagonal(
     """The nearest point of the hexagonal lattice with (1, 0) and (1/2, √3/2).
 
     Source: Conway and Sloane 1982.
+
+    Args:
+        x: points, (..., 2)
+
+    Returns:
+        the nearest point of A2, (..., 2)
     """
     sides = x.new_tensor([1.0, math.sqrt(3)])
     middle = sides / 2
@@ -68,6 +87,12 @@ def nearest_e8(
     """The nearest point of D8 or of D8 + 1/2.
 
     Raises `ValueError` for points of another dimension. Source: Conway and Sloane 1982.
+
+    Args:
+        x: points, (..., 8)
+
+    Returns:
+        the nearest point of E8, (..., 8)
     """
     if x.shape[-1] != 8:
         raise ValueError(f"x must have 8 values on its last axis, got shape {tuple(x.shape)}")
@@ -76,7 +101,15 @@ def nearest_e8(
 # %% ../../nbs/theory/07_lattices.ipynb #cell-015
 @dataclass(frozen=True)
 class Lattice:
-    "A lattice with its exact nearest-point decoder."
+    """A lattice with its exact nearest-point decoder.
+
+    Attributes:
+        name: as in the literature
+        generator: basis vectors in rows, (k, k), float64
+        decoder: (..., k) -> (..., k)
+        second_moment: G, mean squared error per dimension of a cell scaled to volume 1, in
+            closed form
+    """
     name: str  # as in the literature
     generator: Tensor  # basis vectors in rows, (k, k), float64
     decoder: Callable[[Tensor], Tensor]  # (..., k) -> (..., k)
@@ -100,8 +133,14 @@ class Lattice:
         """The nearest lattice point, ties always decided alike.
 
         Raises `ValueError` for a wrong shape and NaN.
+
+        Args:
+            x: points, (..., k)
+
+        Returns:
+            nearest lattice points, (..., k), float64
         """
-        return self.decoder(check_last_dim(x, self.dim, "x").double())
+        return self.decoder(check_last_dim(x, self.dim, "x").cpu().double())
 
     def coordinates(
         self,
@@ -110,9 +149,15 @@ class Lattice:
         """The integers b with points = b @ generator.
 
         Raises `ValueError` for points that are not in the lattice.
+
+        Args:
+            points: lattice points, (..., k)
+
+        Returns:
+            (..., k), int64
         """
-        real = check_last_dim(points, self.dim,
-                              "points").double() @ torch.linalg.inv(self.generator)
+        points = check_last_dim(points, self.dim, "points").cpu().double()
+        real = points @ torch.linalg.inv(self.generator)
         whole = real.round()
         if (real - whole).abs().max() > 1e-6 * (1 + whole.abs().max()):
             raise ValueError(f"points must lie in the lattice {self.name}, got one that is off by "
@@ -124,7 +169,18 @@ class Lattice:
         n: int,  # number of points
         generator: torch.Generator,  # randomness
     ) -> Tensor:  # (n, k), float64
-        "Points spread evenly over the cell around 0: uniform ones modulo the lattice."
+        """Points spread evenly over the cell around 0: uniform ones modulo the lattice.
+
+        Args:
+            n: number of points
+            generator: randomness
+
+        Returns:
+            (n, k), float64
+        """
+        if not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
+        n = check_count(n, "n")
         x = torch.rand(n, self.dim, generator=generator, dtype=torch.float64) @ self.generator
         return x - self.decoder(x)
 
@@ -132,9 +188,13 @@ class Lattice:
 def integer_lattice(
     dim: int,  # k
 ) -> Lattice:
-    "Z^k, cells are cubes."
-    return Lattice(f"Z{dim}", torch.eye(int(check_positive(dim, "dim")), dtype=torch.float64),
-                   nearest_integers, 1 / 12)
+    """Z^k, cells are cubes.
+
+    Args:
+        dim: k
+    """
+    dim = check_count(dim, "dim")
+    return Lattice(f"Z{dim}", torch.eye(dim, dtype=torch.float64), nearest_integers, 1 / 12)
 
 
 def hexagonal_lattice() -> Lattice:
@@ -146,8 +206,12 @@ def hexagonal_lattice() -> Lattice:
 def checkerboard_lattice(
     dim: int = 4,  # k, at least 2
 ) -> Lattice:
-    "D_k; raises `ValueError` for `dim` below 2."
-    if check_positive(dim, "dim") < 2: raise ValueError(f"dim must be at least 2, got {dim}")
+    """D_k; raises `ValueError` for `dim` below 2.
+
+    Args:
+        dim: k, at least 2
+    """
+    dim = check_count(dim, "dim", least=2)
     basis = torch.eye(dim, dtype=torch.float64) - torch.eye(dim, dtype=torch.float64).roll(1, 1)
     basis[-1] = 0
     basis[-1, :2] = 1  # differences of neighbours, and (1, 1, 0, ...)
@@ -170,15 +234,29 @@ def measure_second_moment(
     """Monte-Carlo estimate of the normalized second moment, from the decoder alone.
 
     Raises `ValueError` for less than two samples.
+
+    Args:
+        samples: points in the cell
+
+    Returns:
+        G and the half width of a 99 % interval
     """
-    if samples < 2: raise ValueError(f"samples must be at least 2, got {samples}")
-    points = lattice.sample_cell(samples, torch.Generator().manual_seed(seed))
+    samples = check_count(samples, "samples", least=2)
+    generator = torch.Generator().manual_seed(check_count(seed, "seed", least=0))
+    points = lattice.sample_cell(samples, generator)
     squares = points.square().mean(-1) / lattice.volume ** (2 / lattice.dim)
     return squares.mean().item(), 2.576 * (squares.std() / math.sqrt(samples)).item()
 
 # %% ../../nbs/theory/07_lattices.ipynb #cell-027
 class EntropyCodedLattice(NamedTuple):
-    "A lattice used on N(0, I) with entropy coding, by Monte-Carlo."
+    """A lattice used on N(0, I) with entropy coding, by Monte-Carlo.
+
+    Attributes:
+        rate: bits per dimension
+        distortion: squared error per dimension
+        gap: rate less R(D) = -½ log₂ D, bits per dimension
+        gap_error: half width of a 99 % interval for the gap
+    """
     rate: float  # bits per dimension
     distortion: float  # squared error per dimension
     gap: float  # rate less R(D) = -½ log₂ D, bits per dimension
@@ -194,10 +272,14 @@ def entropy_coded_lattice(
     vectors.
 
     A cell's probability is a mean of the density over 1024 points of the cell, fresh in each
-    block; its logarithm is
-    corrected to first order. Raises `ValueError` unless `scale` is positive."""
+    block; its logarithm is corrected to first order. Raises `ValueError` unless `scale` is
+    positive.
+
+    Args:
+        scale: factor on the lattice
+    """
     check_positive(scale, "scale")
-    g = torch.Generator().manual_seed(seed)
+    g = torch.Generator().manual_seed(check_count(seed, "seed", least=0))
     x = torch.randn(32, 256, lattice.dim, generator=g, dtype=torch.float64)
     q = scale * lattice.decoder(x / scale)
     known = x.square().sum(-1) - lattice.dim  # has mean 0

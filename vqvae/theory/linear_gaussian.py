@@ -11,11 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core import check_finite
+from ..core import check_count, check_finite
 from vqvae.theory.rate_distortion import (
     WaterFilling,
-    _nonnegative,
-    _spectrum,
+    as_float64,
+    check_nonnegative,
+    check_spectrum,
     water_filling,
     water_filling_from_distortion,
 )
@@ -23,7 +24,13 @@ from vqvae.theory.rate_distortion import (
 # %% ../../nbs/theory/04_linear_gaussian.ipynb #cell-006
 class RemoteSource(NamedTuple):
     """A Gaussian target of `dim` dimensions as far as an encoder sees it: what is lost, and the
-    spectrum of what is not."""
+    spectrum of what is not.
+
+    Attributes:
+        floor: squared error per dimension of the target that no rate removes, ()
+        variances: eigenvalues of the covariance of the conditional mean, (m,)
+        dim: dimensions of the target, over which errors are averaged
+    """
     floor: Tensor  # squared error per dimension of the target that no rate removes, ()
     variances: Tensor  # eigenvalues of the covariance of the conditional mean, (m,)
     dim: int  # dimensions of the target, over which errors are averaged
@@ -39,7 +46,7 @@ class RemoteSource(NamedTuple):
     def rate(self, distortion: Tensor | float) -> Tensor:
         """R(D): bits per vector, (...), for `distortion` per dimension of the target; infinite at
         and below the floor."""
-        above = _nonnegative(distortion, "distortion") - self.floor
+        above = check_nonnegative(distortion, "distortion") - self.floor
         per_component = above.clamp(min=0) * self.dim / len(self.variances)
         bits = water_filling_from_distortion(self.variances, per_component).total_rate
         return torch.where(above < 0, torch.inf, bits)
@@ -54,10 +61,19 @@ def remote_source(
 
     Raises `ValueError` for shapes that do not fit, asymmetric matrices, NaN, and covariances
     that no pair can have.
-    Source: Dobrushin and Tsybakov 1962; Wolf and Ziv 1970."""
-    observation, cross, target = (check_finite(torch.as_tensor(m).double(), name)
-                                  for m, name in ((observation, "observation"), (cross, "cross"),
-                                                  (target, "target")))
+    Source: Dobrushin and Tsybakov 1962; Wolf and Ziv 1970.
+
+    Args:
+        observation: covariance of what the encoder sees, (m, m)
+        cross: covariance of the target with it, (dim, m)
+        target: covariance of the target, (dim, dim)
+
+    Returns:
+        its spectrum has min(m, dim) entries
+    """
+    observation = check_finite(as_float64(observation, "observation"), "observation")
+    cross = check_finite(as_float64(cross, "cross"), "cross")
+    target = check_finite(as_float64(target, "target"), "target")
     if cross.ndim != 2:
         raise ValueError(f"cross must have shape (dim, m), got {tuple(cross.shape)}")
     dim, m = cross.shape
@@ -74,7 +90,7 @@ def remote_source(
     values, vectors = torch.linalg.eigh(observation)
     keep = values > 1e-12 * values[-1].clamp(min=0)
     whitened = (cross @ vectors)[:, keep] / values[keep].sqrt()  # times its transpose: Cov(T̂)
-    variances = torch.zeros(min(m, dim), dtype=torch.float64, device=cross.device)
+    variances = torch.zeros(min(m, dim), dtype=torch.float64)
     seen = torch.linalg.svdvals(whitened).square()
     variances[: len(seen)] = seen[: len(variances)]
     return RemoteSource(((target.trace() - variances.sum()) / dim).clamp(min=0), variances, dim)
@@ -87,6 +103,13 @@ def linear_gaussian_eigenvalues(
     """The spectrum of X = AY + W.
 
     Raises `ValueError` for a bad shape, NaN or a negative `sigma_noise`.
+
+    Args:
+        A: mixing matrix, (d, k)
+        sigma_noise: standard deviation of the noise, per coordinate
+
+    Returns:
+        eigenvalues of A Aᵀ + σ² I, descending, (d,), float64
     """
     signal = _signal(A, sigma_noise)
     return torch.nn.functional.pad(signal, (0, A.shape[0] - len(signal))) + sigma_noise**2
@@ -98,8 +121,8 @@ def _signal(
     "Variances of AY along its principal axes; checks the arguments."
     if check_finite(A, "A").ndim != 2:
         raise ValueError(f"A must have shape (d, k), got {tuple(A.shape)}")
-    _nonnegative(sigma_noise, "sigma_noise", finite=True)
-    return torch.linalg.svdvals(A.double()).square()
+    check_nonnegative(sigma_noise, "sigma_noise", finite=True)
+    return torch.linalg.svdvals(A.cpu().double()).square()
 
 
 def pca_source(
@@ -108,11 +131,19 @@ def pca_source(
 ) -> RemoteSource:  # the target is the whole vector
     """The limit of coding a Gaussian vector through its first principal components.
 
-    Raises `ValueError` for a bad spectrum and unless 1 <= n_components <= d."""
-    ordered = _spectrum(eigenvalues).sort(descending=True).values
+    Raises `ValueError` for a bad spectrum and unless 1 <= n_components <= d.
+
+    Args:
+        eigenvalues: of the covariance of the whole vector, in any order, (d,)
+        n_components: how many principal components the encoder keeps; None: all
+
+    Returns:
+        the target is the whole vector
+    """
+    ordered = check_spectrum(eigenvalues, "eigenvalues").sort(descending=True).values
     if ordered.ndim != 1:
         raise ValueError(f"eigenvalues must have shape (d,), got {tuple(ordered.shape)}")
-    n = len(ordered) if n_components is None else n_components
+    n = len(ordered) if n_components is None else check_count(n_components, "n_components", 0)
     if not 1 <= n <= len(ordered):
         raise ValueError(f"n_components must be between 1 and {len(ordered)}, got {n}")
     return RemoteSource(ordered[n:].sum() / len(ordered), ordered[:n], len(ordered))
@@ -125,7 +156,15 @@ def noiseless_source(
     """The limit of reconstructing the signal AY when the encoder sees X = AY + W.
 
     Raises like `linear_gaussian_eigenvalues`. Source: Dobrushin and Tsybakov 1962; Wolf and Ziv
-    1970."""
+    1970.
+
+    Args:
+        A: mixing matrix, (d, k)
+        sigma_noise: standard deviation of the noise, per coordinate
+
+    Returns:
+        the target is AY, of d dimensions; its spectrum has min(d, k) entries
+    """
     signal = _signal(A, sigma_noise)
     share = torch.where(signal > 0, signal / (signal + sigma_noise**2).where(signal > 0, 1.0), 0.0)
     return RemoteSource(((1 - share) * signal).sum() / A.shape[0], share * signal, A.shape[0])

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.linalg import LinAlgError, eigh_tridiagonal, solveh_banded
 from torch import Tensor
 
-from ..core import check_positive
+from ..core import check_count, check_positive
+from .rate_distortion import as_float64
 
 # %% ../../nbs/theory/05_lloyd_max.ipynb #cell-006
 _NODES, _WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(20))
@@ -74,6 +74,10 @@ class ScalarSource(NamedTuple):
     """A density on an interval or the line, ready for quadrature.
 
     Made by `scalar_source` and its built-in cases.
+
+    Attributes:
+        density: p(x)
+        edges: ends of the panels, float64, ascending
     """
     density: Callable[[Tensor], Tensor]  # p(x)
     edges: Tensor  # ends of the panels, float64, ascending
@@ -86,8 +90,15 @@ class ScalarSource(NamedTuple):
         thresholds: Tensor | Sequence[float],
     ) -> tuple[Tensor, Tensor, Tensor]:  # P, m (NaN where P is 0), V; (n,)
         """Probability, mean and spread (integral of squared distance from the mean) of the cells
-        between `thresholds`."""
-        t = torch.as_tensor(thresholds, dtype=torch.float64)
+        between `thresholds`.
+
+        Args:
+            thresholds: (n - 1,), ascending; the outer cells reach to the ends of the support
+
+        Returns:
+            P, m (NaN where P is 0), V; (n,)
+        """
+        t = as_float64(thresholds, "thresholds")
         if t.ndim != 1 or not (t.diff() >= 0).all() or t.isnan().any():
             raise ValueError(f"thresholds must be numbers in ascending order, got {t}")
         edges = torch.cat([self.edges, t.clamp(self.edges[0], self.edges[-1])]).unique()
@@ -104,7 +115,14 @@ class ScalarSource(NamedTuple):
         self,
         function: Callable[[Tensor, Tensor], Tensor],  # of x and p(x), elementwise
     ) -> Tensor:  # ()
-        "The integral of `function(x, p(x))` over the support."
+        """The integral of `function(x, p(x))` over the support.
+
+        Args:
+            function: of x and p(x), elementwise
+
+        Returns:
+            ()
+        """
         x, w, p = _quadrature(self.density, torch.stack([self.edges[:-1], self.edges[1:]], 1))
         return (w * function(x, p)).sum()
 
@@ -129,8 +147,14 @@ def scalar_source(
     """A source from a density, as `vqvae.theory.shannon_bound.differential_entropy` takes it.
 
     Raises `ValueError` where `density` is negative, infinite or NaN, when its integral is not 1
-    within 1e-6, and when
-    its variance is infinite (or nearly: a tail like |x|⁻³)."""
+    within 1e-6, and when its variance is infinite (or nearly: a tail like |x|⁻³).
+
+    Args:
+        density: p(x), elementwise for float64 tensors of any shape
+        low: where the support begins
+        high: where it ends
+        breaks: kinks, jumps and narrow peaks in between
+    """
     if not low < high: raise ValueError(f"low must be below high, got {low} and {high}")
     if not all(low < b < high for b in breaks):
         raise ValueError(f"breaks must lie between low and high, got {list(breaks)} for {low} and "
@@ -142,7 +166,8 @@ def scalar_source(
         raise ValueError(f"density must integrate to 1, got {mass.sum().item():.7g}: check low and "
                          "high, and put breaks at narrow peaks")
     second = (mass * mean.square()).nan_to_num()
-    if math.isinf(low) and second[0] > 1e-9 * second.sum() or math.isinf(high) and second[-1] > 1e-9 * second.sum():
+    heavy = second > 1e-9 * second.sum()
+    if math.isinf(low) and heavy[0] or math.isinf(high) and heavy[-1]:
         raise ValueError("density must have a finite variance, and a tail that falls faster than "
                          "|x|⁻³")
     inside = mass.nonzero()[:, 0]
@@ -156,7 +181,11 @@ def scalar_source(
 def gaussian_source(
     variance: float = 1.0,  # σ²
 ) -> ScalarSource:
-    "The Gaussian density of mean 0."
+    """The Gaussian density of mean 0.
+
+    Args:
+        variance: σ²
+    """
     check_positive(variance, "variance")
     return scalar_source(lambda x: torch.exp(-x.square() / (2 * variance))
                          / math.sqrt(2 * math.pi * variance), breaks=[0.0])
@@ -165,7 +194,11 @@ def gaussian_source(
 def laplace_source(
     variance: float = 1.0,  # σ² = 2b² for the density exp(-|x|/b) / 2b
 ) -> ScalarSource:
-    "The Laplace density of mean 0."
+    """The Laplace density of mean 0.
+
+    Args:
+        variance: σ² = 2b² for the density exp(-|x|/b) / 2b
+    """
     b = math.sqrt(check_positive(variance, "variance") / 2)
     return scalar_source(lambda x: torch.exp(-x.abs() / b) / (2 * b), breaks=[0.0])
 
@@ -173,13 +206,24 @@ def laplace_source(
 def uniform_source(
     variance: float = 1.0,  # σ² = a²/12 for an interval of length a
 ) -> ScalarSource:
-    "The uniform density of mean 0."
+    """The uniform density of mean 0.
+
+    Args:
+        variance: σ² = a²/12 for an interval of length a
+    """
     half = math.sqrt(3 * check_positive(variance, "variance"))
     return scalar_source(lambda x: torch.full_like(x, 1 / (2 * half)), -half, half)
 
 # %% ../../nbs/theory/05_lloyd_max.ipynb #cell-018
 class ScalarQuantizer(NamedTuple):
-    "A scalar quantizer and what it does to its source."
+    """A scalar quantizer and what it does to its source.
+
+    Attributes:
+        levels: c, ascending, (n,)
+        thresholds: t, ascending, (n - 1,)
+        probabilities: of the levels, (n,)
+        distortion: mean squared error, ()
+    """
     levels: Tensor  # c, ascending, (n,)
     thresholds: Tensor  # t, ascending, (n - 1,)
     probabilities: Tensor  # of the levels, (n,)
@@ -209,6 +253,7 @@ def _hessian(source: ScalarSource, levels: Tensor, mass: Tensor) -> tuple[np.nda
 def _solve(diagonal: np.ndarray, off: np.ndarray, right: np.ndarray) -> Tensor | None:
     "Solve the tridiagonal system; None where the matrix is not positive definite."
     bands = np.stack([np.r_[0.0, off], diagonal])[-len(diagonal):]  # one level has no neighbour
+    from scipy.linalg import LinAlgError, solveh_banded
     try: return torch.from_numpy(solveh_banded(bands, right))
     except LinAlgError: return None
 
@@ -233,15 +278,16 @@ def lloyd_max(
     and not a saddle.
 
     For a log-concave density (`source.log_concave`) it is the only stationary one, hence the
-    best; for others there
-    may be several, and this is one of them. Raises `TypeError` and `ValueError` unless `levels`
-    is a positive integer,
-    `RuntimeError` where the iteration does not settle. Source: Max 1960; Lloyd 1982;
-    uniqueness: Kieffer 1983."""
-    if not isinstance(levels, int):
-        raise TypeError(f"levels must be an integer, got {type(levels).__name__}")
-    check_positive(levels, "levels")
-    deviation = math.sqrt(source.variance)
+    best; for others there may be several, and this is one of them. Raises `TypeError` and
+    `ValueError` unless `levels` is a positive integer, `RuntimeError` where the iteration does
+    not settle. Source: Max 1960; Lloyd 1982; uniqueness: Kieffer 1983.
+
+    Args:
+        source: density; `gaussian_source()`, `scalar_source(p, low, high)`, ...
+        levels: n, how many
+    """
+    levels = check_count(levels, "levels")
+    deviation, residual = math.sqrt(source.variance), math.inf
     c = _companded(source, levels)
     mass, mean, distortion = _state(source, c)
     for _ in range(500):
@@ -284,6 +330,7 @@ def _better(source: ScalarSource, levels: Tensor, mass: Tensor, mean: Tensor,
 def _least_curvature(diagonal: np.ndarray, off: np.ndarray, mass: Tensor) -> tuple[float, Tensor]:
     """Smallest eigenvalue of the Hessian in units of the probabilities, and its direction with
     largest entry 1."""
+    from scipy.linalg import eigh_tridiagonal
     root = mass.sqrt().numpy()
     if not root.all():
         raise RuntimeError(f"{(root == 0).sum()} of {len(root)} levels have no probability left")

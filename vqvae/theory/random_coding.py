@@ -11,21 +11,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
-from scipy.special import gammainccinv, gammaincinv, ndtri
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from ..core import check_positive
-from .rate_distortion import _spectrum
-from .shannon_bound import _code_variances
+from ..core import check_count
+from .rate_distortion import check_spectrum
+from .shannon_bound import code_variances
 
 # %% ../../nbs/theory/09_random_coding.ipynb #cell-007
 class _Ball(NamedTuple):
     "The law of T for B points z: components are grouped by the variance of the codes."
     energy: Tensor  # sum of z² over each group, (B, G)
     variance: Tensor  # v of the group, all above 0, (G,)
-    count: Tensor  # components in the group, (G,)
+    components: Tensor  # number of them in the group, (G,)
 
 
 class _Cumulants(NamedTuple):
@@ -37,7 +35,7 @@ class _Cumulants(NamedTuple):
 
 
 def _cumulants(s: Tensor, ball: _Ball) -> _Cumulants:  # at real s, (B, N)
-    v, m, q = ball.variance, ball.count, ball.energy[:, None, :]
+    v, m, q = ball.variance, ball.components, ball.energy[:, None, :]
     e = 1 + 2 * s[..., None] * v
     terms = (-0.5 * m * e.log() - s[..., None] * q / e, m * v / e + q / e**2,
              2 * m * v**2 / e**2 + 4 * v * q / e**3, 8 * m * v**3 / e**3 + 24 * v**2 * q / e**4)
@@ -92,7 +90,7 @@ def _invert(
     x = s[..., None] - bend * y**2
     log = x * t[..., None] - 0.5 * torch.log(x**2 + y**2) - top[..., None]
     angle = y * t[..., None] - torch.atan2(sign * y, sign * x)
-    for energy, v, count in zip(ball.energy.T, ball.variance, ball.count):
+    for energy, v, count in zip(ball.energy.T, ball.variance, ball.components):
         real, imag = 1 + 2 * v * x, 2 * v * y
         square = real**2 + imag**2
         q = energy[:, None, None] / square
@@ -142,7 +140,7 @@ def _rule(
     return low + (high - low) * (x + 1) / 2, (high - low) * w / 2
 
 
-def _nearest(
+def _distance_to_nearest(
     log_size: float, ball: _Ball,
 ) -> Tensor:  # mean squared distance to the nearest code, (B,)
     start, knee, end = _window(log_size, ball).sqrt().split(1, -1)
@@ -154,7 +152,12 @@ def _nearest(
 
 # %% ../../nbs/theory/09_random_coding.ipynb #cell-017
 class RandomCoding(NamedTuple):
-    "What a random codebook achieves."
+    """What a random codebook achieves.
+
+    Attributes:
+        distortion: squared error per dimension, float64
+        error: half width of a 99 % interval for it, float64; 0 where nothing is sampled
+    """
     distortion: Tensor  # squared error per dimension, float64
     error: Tensor  # half width of a 99 % interval for it, float64; 0 where nothing is sampled
 
@@ -164,6 +167,7 @@ def _energies(
 ) -> tuple[Tensor, Tensor]:  # (S, B, P) and the weights of the B points
     """Values of λ χ²_m for P independent groups: S = 1 set by quadrature, or S = 8 sets that share
     the samples."""
+    from scipy.special import gammainccinv, gammaincinv
     live = variances > 0
     if live.sum() < 2:
         half = count[live].sum().item() / 2 or 0.5
@@ -194,13 +198,25 @@ def random_coding_distortion(
     diag λ), per dimension.
 
     Averaged over codebooks. By quadrature where all pairs (λ, v) with λ > 0 and v > 0 are
-    equal; else the average
-    over z is sampled. Raises `ValueError` for negative values, NaN, infinite variances, more than
-    2^126 codes per component or 2^1000 in all."""
-    source = _spectrum(variances).cpu()
+    equal; else the average over z is sampled. Raises `ValueError` for negative values, NaN,
+    infinite variances, more than 2^126 codes per component or 2^1000 in all.
+
+    Args:
+        codebook_size: n, number of codes
+        variances: λ, variances of the source along some axes, (k,)
+        codebook_variances: v, variances of the codes along the same axes, (k,), (1,) or a
+            number
+        samples: points z, where they are sampled; a power of 2, at least 16
+        seed: of these points
+
+    Returns:
+        distortion and error, per dimension
+    """
+    source = check_spectrum(variances)
+    samples, seed = check_count(samples, "samples"), check_count(seed, "seed", least=0)
     if source.ndim != 1:
         raise ValueError(f"variances must have shape (k,), got {tuple(source.shape)}")
-    codes = _code_variances(codebook_variances, len(source)).cpu().expand(len(source))
+    codes = code_variances(codebook_variances, len(source)).expand(len(source))
     log_size, used = _log_size(codebook_size), codes > 0
     if log_size == 0:
         return RandomCoding((source + codes).mean(), torch.zeros((), dtype=torch.float64))
@@ -218,7 +234,8 @@ def random_coding_distortion(
         -1, group, values
     )
     rows = add(energy).flatten(0, 1)
-    nearest = torch.cat([_nearest(log_size, _Ball(part, v, add(count.double())))
+    components = add(count.double())
+    nearest = torch.cat([_distance_to_nearest(log_size, _Ball(part, v, components))
                          for part in rows.split(256)])
     total = (nearest.view(len(energy), -1) * weight).sum(-1)
     # Student, 7 degrees
@@ -229,16 +246,20 @@ def random_coding_distortion(
 def _log_size(codebook_size: int) -> float:  # ln n
     """Natural logarithm of a codebook size.
 
-    Raises `ValueError` unless it is a number from 1 to 2^1000.
+    Raises `ValueError` unless it is an integer from 1 to 2^1000.
     """
-    if isinstance(codebook_size, int) and not isinstance(codebook_size,
-                                                         bool) and codebook_size > 2**1000:
-        raise ValueError("codebook_size must be at most 2^1000")
-    return math.log(check_positive(codebook_size, "codebook_size"))
+    n = check_count(codebook_size, "codebook_size")
+    if n > 2**1000: raise ValueError("codebook_size must be at most 2^1000")
+    return math.log(n)
 
 # %% ../../nbs/theory/09_random_coding.ipynb #cell-028
 class BestVariance(NamedTuple):
-    "The best isotropic Gaussian codebook for a source N(0, I)."
+    """The best isotropic Gaussian codebook for a source N(0, I).
+
+    Attributes:
+        variance: v that minimizes the distortion
+        distortion: squared error per dimension at that v
+    """
     variance: float  # v that minimizes the distortion
     distortion: float  # squared error per dimension at that v
 
@@ -249,8 +270,17 @@ def best_codebook_variance(
 ) -> BestVariance:  # variance and distortion, for a source of variance 1
     """The variance of random Gaussian codes with the smallest expected distortion on N(0, I).
 
-    For a source N(0, λI) multiply both by λ. Raises `ValueError` for sizes below 1."""
-    check_positive(dim, "dim")
+    For a source N(0, λI) multiply both by λ. Raises `ValueError` for sizes below 1.
+
+    Args:
+        codebook_size: n, number of codes
+        dim: k, dimensions of a code
+
+    Returns:
+        variance and distortion, for a source of variance 1
+    """
+    from scipy.optimize import minimize_scalar
+    dim = check_count(dim, "dim")
     if _log_size(codebook_size) == 0: return BestVariance(0.0, 1.0)
     at = lambda log: random_coding_distortion(codebook_size, torch.ones(dim),
                                               math.exp(log)).distortion.item()
@@ -262,10 +292,10 @@ def best_codebook_variance(
 def _largest_normal(codebook_size: int) -> float:
     """Mean of the largest of n standard normal numbers: n ln(1/Φ) of it is exponential, so ln of
     that is integrated."""
+    from scipy.special import ndtri
     u = np.arange(-40, 4, 0.05)
-    return float(0.05
-                 * np.sum(np.exp(u - np.exp(u))
-                          * -ndtri(-np.expm1(-np.exp(u - _log_size(codebook_size))))))
+    largest = -ndtri(-np.expm1(-np.exp(u - _log_size(codebook_size))))
+    return float(0.05 * np.sum(np.exp(u - np.exp(u)) * largest))
 
 # %% ../../nbs/theory/09_random_coding.ipynb #cell-036
 def codebook_variance_fit(
@@ -275,7 +305,14 @@ def codebook_variance_fit(
     """A formula for `best_codebook_variance`, fitted on this page.
 
     Raises `ValueError` for sizes below 1.
+
+    Args:
+        codebook_size: n, number of codes
+        dim: k, dimensions of a code
+
+    Returns:
+        v for a source of variance 1
     """
-    check_positive(dim, "dim")
+    dim = check_count(dim, "dim")
     if _log_size(codebook_size) == 0: return 0.0
     return (1 + 2 / dim) * -math.expm1(-_largest_normal(codebook_size) ** 2 / (dim + 1.25))

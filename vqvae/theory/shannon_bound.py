@@ -4,32 +4,47 @@
 
 # %% auto #0
 __all__ = ['gaussian_entropy', 'laplace_entropy', 'uniform_entropy', 'differential_entropy', 'shannon_rate', 'shannon_distortion',
-           'mismatched_gaussian_rate', 'mismatched_gaussian_distortion']
+           'mismatched_gaussian_rate', 'mismatched_gaussian_distortion', 'code_variances']
 
 # %% ../../nbs/theory/02_shannon_bound.ipynb #cell-002
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from scipy.integrate import quad
 from torch import Tensor
 
-from ..core import check_positive
-from .rate_distortion import _nonnegative, _spectrum
+from ..core import check_count
+from .rate_distortion import as_float64, check_nonnegative, check_spectrum
 
 # %% ../../nbs/theory/02_shannon_bound.ipynb #cell-006
 def gaussian_entropy(
     variance: Tensor | float = 1.0,  # σ², any shape
 ) -> Tensor:  # h, bits, float64; -inf where the variance is 0
-    "Differential entropy of a Gaussian. Source: Cover and Thomas 2006, example 8.1.2."
-    return 0.5 * torch.log2(2 * math.pi * math.e * _nonnegative(variance, "variance", finite=True))
+    """Differential entropy of a Gaussian. Source: Cover and Thomas 2006, example 8.1.2.
+
+    Args:
+        variance: σ², any shape
+
+    Returns:
+        h, bits, float64; -inf where the variance is 0
+    """
+    variances = check_nonnegative(variance, "variance", finite=True)
+    return 0.5 * torch.log2(2 * math.pi * math.e * variances)
 
 
 def laplace_entropy(
     variance: Tensor | float = 1.0,  # σ² = 2b² for the density exp(-|x|/b) / 2b, any shape
 ) -> Tensor:  # h, bits, float64; -inf where the variance is 0
-    "Differential entropy of a Laplace density: log₂(2eb)."
-    return 0.5 * torch.log2(2 * math.e**2 * _nonnegative(variance, "variance", finite=True))
+    """Differential entropy of a Laplace density: log₂(2eb).
+
+    Args:
+        variance: σ² = 2b² for the density exp(-|x|/b) / 2b, any shape
+
+    Returns:
+        h, bits, float64; -inf where the variance is 0
+    """
+    return 0.5 * torch.log2(2 * math.e**2 * check_nonnegative(variance, "variance", finite=True))
 
 
 def uniform_entropy(
@@ -38,8 +53,14 @@ def uniform_entropy(
     """Differential entropy of a uniform density: log₂ a.
 
     Source: Cover and Thomas 2006, example 8.1.1.
+
+    Args:
+        variance: σ² = a²/12 for an interval of length a, any shape
+
+    Returns:
+        h, bits, float64; -inf where the variance is 0
     """
-    return 0.5 * torch.log2(12 * _nonnegative(variance, "variance", finite=True))
+    return 0.5 * torch.log2(12 * check_nonnegative(variance, "variance", finite=True))
 
 # %% ../../nbs/theory/02_shannon_bound.ipynb #cell-008
 def differential_entropy(
@@ -52,7 +73,18 @@ def differential_entropy(
     """Differential entropy of a one-dimensional density, by adaptive quadrature.
 
     Raises `ValueError` where `density` is negative or NaN, and when its integral is not 1
-    within 1e-6."""
+    within 1e-6.
+
+    Args:
+        density: p(x) for float64 numbers x
+        low: where the support begins
+        high: where it ends
+        breaks: kinks, jumps and narrow peaks in between: integrated piece by piece
+
+    Returns:
+        h, bits, float64
+    """
+    from scipy.integrate import quad
     def at(x: float) -> float:
         value = float(density(torch.tensor(x, dtype=torch.float64)))
         if not value >= 0:
@@ -74,11 +106,11 @@ def _entropy(entropy: Tensor | float, dim: int) -> Tensor:  # the same, float64
 
     Raises `ValueError` for NaN and +inf, and unless `dim` is positive.
     """
-    check_positive(dim, "dim")
-    entropy = torch.as_tensor(entropy, dtype=torch.float64)
-    if (entropy.isnan() | (entropy == torch.inf)).any():
-        raise ValueError(f"entropy must not be NaN or inf, got {entropy}")
-    return entropy
+    check_count(dim, "dim")
+    h = as_float64(entropy, "entropy")
+    if (h.isnan() | (h == torch.inf)).any():
+        raise ValueError(f"entropy must not be NaN or inf, got {h}")
+    return h
 
 
 def shannon_rate(
@@ -89,12 +121,22 @@ def shannon_rate(
     """Shannon's lower bound on R(D) for squared error, 0 where it is negative; infinite at
     distortion 0.
 
-    A constant (entropy -inf) needs no bits. Raises `ValueError` for a negative distortion and NaN.
-    Source: Cover and Thomas 2006, problem 10.8; Linder and Zamir 1994."""
-    distortion, entropy = torch.broadcast_tensors(_nonnegative(distortion, "distortion"),
-                                                  _entropy(entropy, dim))
-    bits = entropy - 0.5 * dim * torch.log2(2 * math.pi * math.e * distortion)
-    return torch.where(entropy == -torch.inf, 0.0, bits.clamp(min=0))
+    A constant (entropy -inf) needs no bits. Raises `ValueError` for a negative distortion and
+    NaN.
+    Source: Cover and Thomas 2006, problem 10.8; Linder and Zamir 1994.
+
+    Args:
+        distortion: D, squared error per dimension, any shape
+        entropy: h(X), bits for the whole vector, broadcasts with `distortion`
+        dim: k, dimensions of the vector
+
+    Returns:
+        at least so many bits for the whole vector, float64
+    """
+    D, h = torch.broadcast_tensors(check_nonnegative(distortion, "distortion"),
+                                   _entropy(entropy, dim))
+    bits = h - 0.5 * dim * torch.log2(2 * math.pi * math.e * D)
+    return torch.where(h == -torch.inf, 0.0, bits.clamp(min=0))
 
 
 def shannon_distortion(
@@ -105,9 +147,17 @@ def shannon_distortion(
     """Shannon's lower bound on D(R) for squared error: `shannon_rate` turned around.
 
     Raises `ValueError` like it.
+
+    Args:
+        rate: R, bits for the whole vector, any shape
+        entropy: h(X), bits for the whole vector, broadcasts with `rate`
+        dim: k, dimensions of the vector
+
+    Returns:
+        at least so much squared error per dimension, float64
     """
-    rate, entropy = _nonnegative(rate, "rate"), _entropy(entropy, dim)
-    return torch.exp2(2 * (entropy - rate) / dim) / (2 * math.pi * math.e)
+    bits, h = check_nonnegative(rate, "rate"), _entropy(entropy, dim)
+    return torch.exp2(2 * (h - bits) / dim) / (2 * math.pi * math.e)
 
 # %% ../../nbs/theory/02_shannon_bound.ipynb #cell-020
 def mismatched_gaussian_rate(
@@ -120,15 +170,25 @@ def mismatched_gaussian_rate(
 
     Infinite where no number of codes suffices: distortion 0, or v = 0 below the variance.
     Raises `ValueError` for negative values, NaN and infinite variances.
-    Source: Dembo and Kontoyiannis 2002; Lapidoth 1997."""
-    D, variance, v = torch.broadcast_tensors(_nonnegative(distortion, "distortion"),
-        _nonnegative(variance, "variance", finite=True),
-        _nonnegative(codebook_variance, "codebook_variance", finite=True))
-    w = 0.5 * (v + torch.sqrt(v.square() + 4 * D * variance))
-    nats = 0.5 * (torch.log(w) - torch.log(D)) - (w - D) * (w - variance) / (2 * v * w)
+    Source: Dembo and Kontoyiannis 2002; Lapidoth 1997.
+
+    Args:
+        distortion: D, squared error per sample, any shape
+        variance: σ² of the source, broadcasts
+        codebook_variance: v of the entries of the codes, broadcasts
+
+    Returns:
+        bits per sample, float64
+    """
+    D, s, v = torch.broadcast_tensors(
+        check_nonnegative(distortion, "distortion"),
+        check_nonnegative(variance, "variance", finite=True),
+        check_nonnegative(codebook_variance, "codebook_variance", finite=True))
+    w = 0.5 * (v + torch.sqrt(v.square() + 4 * D * s))
+    nats = 0.5 * (torch.log(w) - torch.log(D)) - (w - D) * (w - s) / (2 * v * w)
     nats = torch.where((v == 0) | (D == 0), torch.inf, nats)
-    free = D >= variance + v  # an arbitrary code is close enough
-    return torch.where(free | ((v == 0) & (D >= variance)), 0.0, nats.clamp(min=0) / math.log(2))
+    free = D >= s + v  # an arbitrary code is close enough
+    return torch.where(free | ((v == 0) & (D >= s)), 0.0, nats.clamp(min=0) / math.log(2))
 
 # %% ../../nbs/theory/02_shannon_bound.ipynb #cell-025
 def mismatched_gaussian_distortion(
@@ -139,15 +199,25 @@ def mismatched_gaussian_distortion(
 ) -> Tensor:  # D, squared error per dimension, (...), float64
     """Distortion that random codes from N(0, diag v) reach at `rate`, on long blocks of vectors.
 
-    Equals D(R) for v = (λ - θ)₊. Raises `ValueError` for negative values, NaN, infinite variances.
-    Source: Dembo and Kontoyiannis 2002."""
-    source = _spectrum(variances)
-    source, codes = torch.broadcast_tensors(source,
-                                            _code_variances(codebook_variances, source.shape[-1]))
-    nats = _nonnegative(rate, "rate").to(source.device) * math.log(2)
+    Equals D(R) for v = (λ - θ)₊. Raises `ValueError` for negative values, NaN, infinite
+    variances.
+    Source: Dembo and Kontoyiannis 2002.
+
+    Args:
+        variances: λ, variances of the source along some axes, (..., k)
+        codebook_variances: v, variances of the codes along the same axes, (..., k) or (..., 1)
+        rate: R, bits for the whole vector, (...) or a number
+
+    Returns:
+        D, squared error per dimension, (...), float64
+    """
+    source = check_spectrum(variances)
+    codes = code_variances(codebook_variances, source.shape[-1])
+    source, codes = torch.broadcast_tensors(source, codes)
+    nats = check_nonnegative(rate, "rate") * math.log(2)
     largest = codes.amax(-1)
-    low = torch.zeros(torch.broadcast_shapes(largest.shape, nats.shape), dtype=source.dtype,
-                      device=source.device)
+    shape = torch.broadcast_shapes(largest.shape, nats.shape)
+    low = torch.zeros(shape, dtype=source.dtype)
     # of ln e for the largest variance: there R is at least `nats`
     high = low + (2 * nats + 1).clamp(max=700)
     for _ in range(120):
@@ -158,14 +228,22 @@ def mismatched_gaussian_distortion(
                    largest)[1]
 
 
-def _code_variances(
-    codebook_variances: Tensor | list, k: int,
+def code_variances(
+    codebook_variances: Any,  # v, numbers, (..., k), (..., 1) or one number
+    k: int,  # dimensions of the source
 ) -> Tensor:  # (..., k) or (..., 1), float64
     """Return the codebook's variances as float64.
 
     Raises `ValueError` where they do not fit the source's.
+
+    Args:
+        codebook_variances: v, numbers, (..., k), (..., 1) or one number
+        k: dimensions of the source
+
+    Returns:
+        (..., k) or (..., 1), float64
     """
-    codes = _nonnegative(codebook_variances, "codebook_variances", finite=True)
+    codes = check_nonnegative(codebook_variances, "codebook_variances", finite=True)
     codes = codes if codes.ndim else codes[None]
     if codes.shape[-1] not in (1, k):
         raise ValueError(f"codebook_variances must have {k} values on its last axis, or one, "

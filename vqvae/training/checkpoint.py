@@ -75,7 +75,19 @@ def locked(folder: Path | None) -> Iterator[None]:
 
 # %% ../../nbs/training/04_checkpoint.ipynb #cell-018
 class Checkpoint(NamedTuple):
-    "Everything that a run needs to continue, as tensors, numbers, strings, lists and dicts."
+    """Everything that a run needs to continue, as tensors, numbers, strings, lists and dicts.
+
+    Attributes:
+        precision: of a gradient scaler
+        options: what was asked for, by name
+        data_key: batch_size, samples, seed: what decides the order of the data
+        step: steps done
+        epoch: epochs done
+        batches_done: batches of the epoch under way that are done
+        validated: step of the last validation, -1 before the first
+        rows: step, split, metric, value
+        totals: sums of the row in progress
+    """
     model: dict[str, Tensor]
     optimizer: dict[str, Any] | None
     schedule: dict[str, Any] | None
@@ -93,7 +105,14 @@ class Checkpoint(NamedTuple):
 def read_checkpoint(
     path: str | Path,  # a file that a Trainer wrote
 ) -> Checkpoint:  # on the CPU
-    "Read a checkpoint without running code from it; raises `ValueError` when it is not one."
+    """Read a checkpoint without running code from it; raises `ValueError` when it is not one.
+
+    Args:
+        path: a file that a Trainer wrote
+
+    Returns:
+        on the CPU
+    """
     if not Path(path).is_file(): raise FileNotFoundError(f"there is no checkpoint {path}")
     try: state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
@@ -108,7 +127,11 @@ def write_checkpoint(
     checkpoint: Checkpoint,
     path: str | Path,  # replaced in one step when it exists
 ) -> None:
-    "Write a checkpoint, whole or not at all."
+    """Write a checkpoint, whole or not at all.
+
+    Args:
+        path: replaced in one step when it exists
+    """
     with atomic_path(path) as temporary: torch.save(checkpoint._asdict(), temporary)
 
 # %% ../../nbs/training/04_checkpoint.ipynb #cell-019

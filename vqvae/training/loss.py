@@ -23,7 +23,15 @@ DEFAULT_WEIGHTS = {"codebook": 1.0, "commitment": 0.25, "kl": 5e-4}
 def check_weights(
     weights: Mapping[str, float] | None,  # by term
 ) -> dict[str, float]:  # a copy
-    "Raise `ValueError` or `TypeError` unless every weight is a finite number that is not negative."
+    """Raise `ValueError` or `TypeError` unless every weight is a finite number that is not
+    negative.
+
+    Args:
+        weights: by term
+
+    Returns:
+        a copy
+    """
     for name, weight in (weights or {}).items():
         if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
             raise TypeError(f"weights[{name!r}] must be a number, got {type(weight).__name__}")
@@ -39,7 +47,15 @@ def expand_mask(
 ) -> Tensor:  # bool, of the shape of `x`
     """Which elements of the samples are real.
 
-    A mask that fits the leading axes is taken so. Raises `ValueError` when it fits neither way."""
+    A mask that fits the leading axes is taken so. Raises `ValueError` when it fits neither way.
+
+    Args:
+        mask: bool, (B, *grid), true at real positions
+        x: samples, (B, *grid, ...) or, channels first, (B, C, *larger grid)
+
+    Returns:
+        bool, of the shape of `x`
+    """
     if x.shape[:mask.ndim] == mask.shape:
         return mask.reshape(*mask.shape, *[1] * (x.ndim - mask.ndim)).expand_as(x)
     grid, pixels = mask.shape[1:], x.shape[2:]
@@ -58,10 +74,22 @@ def vqvae_loss(
     x: Tensor,  # the samples, (B, *sample)
     weights: Mapping[str, float] | None = None,  # by term, instead of those in DEFAULT_WEIGHTS
 ) -> tuple[Tensor, dict[str, Tensor]]:  # weighted total, and the unweighted terms by name
-    """The training loss and its terms [@vandenoord2017neural, equation 3].
+    """The training loss and its terms.
 
     Under a mask the reconstruction is compared at real positions only. Raises `ValueError` for
-    unlike shapes, an unknown name, or a weight that is negative or not finite."""
+    unlike shapes, an unknown name, or a weight that is negative or not finite.
+
+    Source: van den Oord et al. 2017, equation 3.
+
+    Args:
+        outputs: of a VQVAE: `x_recon` (B, *sample), `losses`, named scalar terms, and perhaps
+            `mask`
+        x: the samples, (B, *sample)
+        weights: by term, instead of those in DEFAULT_WEIGHTS
+
+    Returns:
+        weighted total, and the unweighted terms by name
+    """
     x_recon, mask = outputs["x_recon"], outputs.get("mask")
     if x_recon.shape != x.shape:
         raise ValueError(f"x_recon must have the shape of x, {tuple(x.shape)}, got "

@@ -37,7 +37,11 @@ else:  # a stand-in: Lightning Fabric is imported where it is used
 def default_fabric(
     precision: str = "32-true",  # Fabric's name of a precision, for example 'bf16-mixed'
 ) -> Fabric:
-    "One process and one device, chosen automatically, whatever job it runs in."
+    """One process and one device, chosen automatically, whatever job it runs in.
+
+    Args:
+        precision: Fabric's name of a precision, for example 'bf16-mixed'
+    """
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
@@ -187,7 +191,13 @@ def _update(fabric: Fabric, module: Any, optimizer: Any, clip_norm: float) -> No
 
 
 class Counted(NamedTuple):
-    "What a forward pass adds to the row in progress."
+    """What a forward pass adds to the row in progress.
+
+    Attributes:
+        values: the loss and its terms
+        indices: chosen codes, (B, *grid)
+        mask: bool, (B, *grid)
+    """
     values: dict[str, float]  # the loss and its terms
     samples: float
     indices: Tensor  # chosen codes, (B, *grid)
@@ -239,6 +249,19 @@ class Stepper:
         fabric: Fabric | None = None,
         seed: int = 0,  # of the noise in training steps
     ):
+        """Model, loss and optimizer, set up for a device and a precision: what a training step
+        needs.
+
+        Args:
+            model: trained in place; `torch.compile(model)` is taken, too
+            loss: (outputs, x, weights) -> (total, named unweighted terms)
+            optimizer: parameters -> optimizer; AdamW, lr 1e-3, no weight decay when left out
+            schedule: optimizer -> schedule, advanced at every step
+            weights: of loss terms by name
+            clip_norm: longest gradient; not clipped when left out
+            fabric: device, precision, processes, loggers; `default_fabric()` when left out
+            seed: of the noise in training steps
+        """
         given, model = model, getattr(model, "_orig_mod", model)
         if not isinstance(model, VQVAE):
             raise TypeError(f"model must be a VQVAE, got {type(model).__name__}")
@@ -275,7 +298,12 @@ class Stepper:
         x: Tensor,  # this process's share of a batch, on the device, (B, *sample_shape)
         mask: Tensor | None = None,  # bool, (B, *grid), true at real positions
     ) -> None:
-        "Learn from a batch. A subclass may write another rule of the same three methods."
+        """Learn from a batch. A subclass may write another rule of the same three methods.
+
+        Args:
+            x: this process's share of a batch, on the device, (B, *sample_shape)
+            mask: bool, (B, *grid), true at real positions
+        """
         self.backward(self.compute_loss(x, mask))
         self.update()
 
@@ -286,7 +314,15 @@ class Stepper:
     ) -> Tensor:  # the total, with its graph
         """Forward pass and loss; terms and codes are counted for the row in progress.
 
-        Raises `FloatingPointError` when a term is not finite."""
+        Raises `FloatingPointError` when a term is not finite.
+
+        Args:
+            x: samples, (B, *sample_shape)
+            mask: bool, (B, *grid), true at real positions
+
+        Returns:
+            the total, with its graph
+        """
         batch = Batch(x, mask)
         if self._wrapped is None: outputs = _forward(self.fabric, self.model, batch)
         elif mask is None: outputs = self._wrapped(x)
@@ -302,7 +338,11 @@ class Stepper:
         self,
         loss: Tensor,  # a scalar; one without a graph has nothing to give
     ) -> None:
-        "Add the gradient of a loss to the parameters'."
+        """Add the gradient of a loss to the parameters'.
+
+        Args:
+            loss: a scalar; one without a graph has nothing to give
+        """
         if loss.requires_grad: self.fabric.backward(loss * self._scale)
 
     def update(self) -> None:
@@ -316,7 +356,14 @@ class Stepper:
         self,
         batch: Batch,  # of all processes together
     ) -> list[Counted]:  # one for each `compute_loss`
-        "One training step on this process's share of a batch. Errors name the step."
+        """One training step on this process's share of a batch. Errors name the step.
+
+        Args:
+            batch: of all processes together
+
+        Returns:
+            one for each `compute_loss`
+        """
         where = f"training step {self.step + 1}"
         part = _moved(_share(batch, self.fabric), self.fabric, self.model)
         self._scale = _size(part) * self.fabric.world_size / _size(batch)

@@ -120,6 +120,21 @@ class Trainer(Stepper):
         folder: str | Path | None = None,
         seed: int = 0,  # of the order of the data and of the noise in training steps
     ):
+        """Train a `VQVAE` on any device, at any precision, in any number of processes; stopped, it
+        continues bit for bit.
+
+        Args:
+            model: trained in place; parts to be held still are frozen before
+            loss: (outputs, x, weights) -> (total, named unweighted terms)
+            optimizer: parameters -> optimizer; AdamW, lr 1e-3, no weight decay when left out
+            schedule: optimizer -> schedule, advanced at every step
+            weights: of loss terms by name
+            clip_norm: longest gradient; not clipped when left out
+            fabric: device, precision, processes, loggers; one device, chosen automatically, when
+                left out
+            folder: for checkpoint.pt, metrics.csv and model.safetensors; none when left out
+            seed: of the order of the data and of the noise in training steps
+        """
         super().__init__(model, loss=loss, optimizer=optimizer, schedule=schedule, weights=weights,
                          clip_norm=clip_norm, fabric=fabric, seed=seed)
         self.folder = None if folder is None else Path(folder)
@@ -152,7 +167,22 @@ class Trainer(Stepper):
 
         Raises `FloatingPointError` when a loss or gradient is not finite, `KeyboardInterrupt` after
         Ctrl-C or SIGTERM, once a checkpoint is written, and `ValueError` for a checkpoint or data
-        that do not continue the run. Warns about options that differ from the checkpoint's."""
+        that do not continue the run. Warns about options that differ from the checkpoint's.
+
+        Args:
+            dataset: trained on its training split, validated on its test split if there is one;
+                what `as_dataset` takes
+            epochs: train until this many epochs are done, counted from the very beginning; or give
+            steps: train until this many steps are done, counted likewise
+            batch_size: samples per step, over all processes together
+            validate_every: epochs between validations; only at the end when left out
+            checkpoint_every: steps between checkpoints; about every five minutes when left out
+            progress: whether to show a progress bar
+            resume: continue from the folder's checkpoint if there is one
+
+        Returns:
+            rows of split 'train' (averages since the row before) and 'test'
+        """
         data = as_dataset(dataset)
         plan = _plan(self.folder, epochs=epochs, steps=steps, batch_size=batch_size,
                      validate_every=validate_every, checkpoint_every=checkpoint_every)
@@ -182,7 +212,16 @@ class Trainer(Stepper):
 
         `samples` counts codes, one per position of the grid. The PSNR's range is the
         dataset's `data_range` if it has one, else the largest minus
-        the smallest value of the split."""
+        the smallest value of the split.
+
+        Args:
+            dataset: any dataset; only its own split is read
+            split: 'train' or 'test'
+            batch_size: samples at a time, over all processes together
+
+        Returns:
+            loss, its terms, everything of CodebookMetrics, mse, psnr (dB)
+        """
         data = as_dataset(dataset)
         loader = open_loader(data, check_count(batch_size, "batch_size"), shuffle=False,
                              split=split)
@@ -196,6 +235,9 @@ class Trainer(Stepper):
         """Write the state of the run to one file, whole or not at all.
 
         All processes call it, the first writes.
+
+        Args:
+            path: checkpoint.pt in the folder when left out
         """
         path = self._checkpoint_path(path)
         checkpoint = self._checkpoint(gather_totals(self.fabric, self._totals).state_dict())
@@ -214,6 +256,10 @@ class Trainer(Stepper):
 
         Raises `ValueError` for a file that does not fit, and then nothing is changed. Warns about
         options that differ.
+
+        Args:
+            path: checkpoint.pt in the folder when left out
+            data_key: batch_size, samples and seed that the file must have been made with
         """
         path = self._checkpoint_path(path)
         theirs = read_checkpoint(path)
