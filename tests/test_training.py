@@ -92,6 +92,7 @@ def train_all(fabric, folder):
     torch.save(results, Path(folder) / f"rank{fabric.global_rank}.pt")
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     # float64 throughout, so that another order of summation is all that remains: far below 1e-9
     (tmp_path / "one").mkdir()
@@ -431,10 +432,11 @@ def test_checkpoints_are_written_by_time_without_asking(tmp_path):
         rare.fit(DATA, steps=3, progress=False)
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_folder_are_told(tmp_path):
     code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-            "from test_training import *; from vqvae.training.trainer import _locked\n"
-            f"with _locked(Path({str(tmp_path)!r})): print('locked', flush=True); input()")
+            "from test_training import *; from vqvae.training.checkpoint import locked\n"
+            f"with locked(Path({str(tmp_path)!r})): print('locked', flush=True); input()")
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE,
                              stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "locked\n"
@@ -565,6 +567,7 @@ def test_overridden_step():
     assert len(Lazy(build(), fabric=cpu()).fit(DATA, steps=3).frame.query("split == 'train'")) == 0
 
 
+@pytest.mark.slow
 def test_compiled_model():
     plain, compiled = Trainer(build(), fabric=cpu()), Trainer(
         torch.compile(build(), backend="eager"), fabric=cpu())

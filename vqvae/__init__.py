@@ -37,8 +37,8 @@ if TYPE_CHECKING:
         rotation_tangent, rotation_unscaled, straight_through,
     )
     from .training import (
-        DEFAULT_WEIGHTS, Stepper, Trainer, check_weights, default_fabric, expand_mask,
-        read_checkpoint, vqvae_loss,
+        Checkpoint, DEFAULT_WEIGHTS, Stepper, Trainer, check_weights, default_fabric,
+        expand_mask, read_checkpoint, vqvae_loss,
     )
 
 _MODULES = (
@@ -73,15 +73,15 @@ _NAMES = {
         "straight_through",
     ],
     "training": [
-        "DEFAULT_WEIGHTS", "Stepper", "Trainer", "check_weights", "default_fabric",
-        "expand_mask", "read_checkpoint", "vqvae_loss",
+        "Checkpoint", "DEFAULT_WEIGHTS", "Stepper", "Trainer", "check_weights",
+        "default_fabric", "expand_mask", "read_checkpoint", "vqvae_loss",
     ],
 }
 _ROOM = {name: room for room, names in _NAMES.items() for name in names}
 
 __all__ = [
     "BaseDataset", "BaseDecoder", "BaseEncoder", "BaseQuantizer", "ChannelFirst",
-    "CodebookLearning", "CodebookQuantizer", "ConvDecoder", "ConvEncoder",
+    "Checkpoint", "CodebookLearning", "CodebookQuantizer", "ConvDecoder", "ConvEncoder",
     "DEFAULT_WEIGHTS", "DigitsDataset", "DistanceLogits", "EMALearning",
     "ExponentialTemperature", "FiniteScalarQuantizer", "GaussianDataset",
     "GumbelSoftmaxQuantizer", "ImageFolderDataset", "ImagePatchDataset", "InMemoryDataset",

@@ -280,7 +280,6 @@ class _Rows(Dataset[Tensor]):
 
 
 def _collate(batch: Any) -> Tensor: return batch  # `__getitems__` returns a whole batch already
-_check_count = check_count  # for modules that still import this name
 
 # %% ../../nbs/data/00_base.ipynb #cell-019
 class InMemoryDataset(BaseDataset):
