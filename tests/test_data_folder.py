@@ -116,6 +116,7 @@ def png_of_size(width, height):
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links and pipes are made otherwise there")
 def test_the_unusual_is_left_out_by_name(tmp_path):
     for i in range(5): left_black_right_white().save(tmp_path / f"good{i}.png")
     (tmp_path / "bomb.png").write_bytes(png_of_size(100_000, 100_000))
@@ -164,10 +165,11 @@ def test_bits_frames_and_suffixes(tmp_path):
 
 def test_names_of_any_letters_and_of_none(tmp_path):
     names = [os.fsencode(name) for name in ("ä.png", "日本.png", "a b.png", "ö.png")]
-    names.append(b"\xff\xfe.png")  # no text in any encoding of today
+    if sys.platform == "linux": names.append(b"\xff\xfe.png")  # no text in any encoding of today
     for name in names: left_black_right_white().save(tmp_path / os.fsdecode(name))
     dataset = ImageFolderDataset(tmp_path, 8)
-    assert len(dataset) + len(dataset.test) == 5
+    assert len(dataset) + len(dataset.test) == len(names)
+    if sys.platform != "linux": return  # elsewhere a name is text
     (tmp_path / os.fsdecode(b"\xff.png")).write_text("no image")
     with pytest.raises(ValueError, match="cannot be read") as caught: ImageFolderDataset(tmp_path)
     str(caught.value).encode()  # the message can be printed
@@ -221,6 +223,8 @@ print((peak() - before) / held)
 """
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no `resource`")
 def test_reading_needs_little_more_memory_than_the_images(tmp_path):
     for i in range(100): Image.new("RGB", (16, 16), (i, i, i)).save(tmp_path / f"{i}.png")
     told = subprocess.run([sys.executable, "-c", MEMORY, tmp_path], capture_output=True, text=True,

@@ -164,6 +164,7 @@ def test_parts_that_do_not_fit_leave_the_last_run():
     )
 
 
+@pytest.mark.slow
 def test_clicks_in_another_thread_never_train_twice_at_once(monkeypatch):
     """JupyterLab delivers clicks in a thread of its own, with an event loop of its own, also in the
     middle of a step."""
@@ -323,6 +324,7 @@ print(None if former is None else former.running)
 """
 
 
+@pytest.mark.slow
 def test_a_kernel_says_which_cell_runs():
     client = pytest.importorskip("jupyter_client")
     manager, kernel = client.manager.start_new_kernel(kernel_name="python3")

@@ -168,6 +168,7 @@ def record_run(
     if list(steps) != sorted(set(steps)) or min(steps, default=-1) < trainer.step:
         raise ValueError(f"steps must rise from {trainer.step} or later, got {list(steps)}")
     model = trainer.model
+    quantizer: Any = model.quantizer  # one with a table
     x = trainer.fabric.to_device(torch.cat(list(data.get_dataloader(256, False, split="test"))))
     with evaluating(model): shape = tuple(model.encode(x[:1]).shape)
     if shape != (1, 2):
@@ -177,10 +178,10 @@ def record_run(
         if step > trainer.step: trainer.fit(data, steps=step, progress=False)
         with evaluating(model): z, indices = model.encode(x), model.tokenize(x)
         losses = trainer.evaluate(data)
-        run["codes"].append(_thousandths(model.quantizer.get_codebook()))
+        run["codes"].append(_thousandths(quantizer.get_codebook()))
         run["latents"].append(_thousandths(z[:shown]))
-        run["counts"].append(torch.bincount(indices.flatten(),
-                                            minlength=model.quantizer.codebook_size).tolist())
+        counts = torch.bincount(indices.flatten(), minlength=quantizer.codebook_size)
+        run["counts"].append(counts.tolist())
         for name in ("reconstruction", "codebook"): run[name].append(float(f"{losses[name]:.4g}"))
     return run
 

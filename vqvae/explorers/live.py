@@ -156,7 +156,8 @@ def training_picture(
     from matplotlib.figure import Figure
 
     from vqvae.evaluation.figures import plot_codebook
-    quantizer, x = trainer.model.quantizer, trainer.fabric.to_device(_held_out(data))
+    quantizer: Any = trainer.model.quantizer  # every one that can be chosen has a table to show
+    x = trainer.fabric.to_device(_held_out(data))
     with evaluating(trainer.model): outputs = trainer.model(x)
     z, codebook = outputs["z"], quantizer.get_codebook()
     if isinstance(quantizer, FiniteScalarQuantizer):
