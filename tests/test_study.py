@@ -74,8 +74,8 @@ def test_killed_study_continues_in_another_process_and_equals_an_undisturbed_one
     assert killed.stdout.readline().split() == versions
     study = find_study("held.py")
     assert len(stored_rows(study, "results")) == 3
+    assert killed.communicate(timeout=120) == ("", None)  # its worker has gone as well
     Path("hold").unlink()
-    assert killed.communicate(timeout=60) == ("", None)  # its worker has gone as well
     rows = here(study, "results")
     # only that one twice
     assert sorted(held()) == sorted([*(f"{n} {seed}" for seed in range(4) for n in range(5)),
