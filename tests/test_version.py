@@ -307,3 +307,15 @@ def test_this_package_counts_also_where_it_is_installed(tmp_path):
     copied_package(folder)
     copied_package(tmp_path)
     assert versions_in(folder) == versions_in(tmp_path)
+
+
+def test_names_at_the_top_of_the_package_are_followed_to_where_they_are(tmp_path):
+    "`vqvae.VQVAE` resolves lazily; its import for type checkers says where it is."
+    if "VQVAE" not in (ROOT / "vqvae" / "__init__.py").read_text("utf-8"):
+        pytest.skip("the package has no names at its top")
+    source = "from vqvae import VQVAE\ndef measure(seed): return {'y': VQVAE}"
+    (tmp_path / "top.py").write_text(source)
+    scope = {"__name__": "top"}
+    exec(compile("def measure(seed): pass", str(tmp_path / "top.py"), "exec"), scope)
+    reached = {*code_sources(scope["measure"])}
+    assert {"vqvae", "vqvae.models.vqvae", "vqvae.quantizers.search"} <= reached
