@@ -1,4 +1,4 @@
-"""The study of gradients: its grid fits its functions, and its identities hold for problems the page does not show."""
+"""The study of gradients: its grid fits its functions; its identities hold beyond its page."""
 import inspect
 
 import pytest
@@ -19,8 +19,10 @@ def test_every_configuration_is_one_that_its_task_takes():
     assert len({tuple(sorted(job.items())) for job in gradients.jobs()}) == len(gradients.jobs())
 
 
-@pytest.mark.parametrize("setting", [{"task": "bias", "codebook": "sample", "origin": 1.0}, {"task": "gumbel", "temperature": 1.0},
-                                     {"task": "scale", "commitment": 0.0}, {"task": "himmelblau", "start": 0}])
+@pytest.mark.parametrize("setting", [
+    {"task": "bias", "codebook": "sample", "origin": 1.0}, {"task": "gumbel", "temperature": 1.0},
+    {"task": "scale", "commitment": 0.0}, {"task": "himmelblau", "start": 0},
+])
 def test_unknown_estimators_are_refused(setting):
     with pytest.raises(ValueError, match="estimator must be"):
         measure(estimator="none", codes=4, seed=0, **setting)

@@ -33,7 +33,8 @@ def independent(k, n, test):
     return distortion(torch.from_numpy(fit.cluster_centers_), test)
 
 
-@pytest.mark.parametrize(("k", "n", "steps"), [(1, 8, 300), (2, 16, 400), (4, 64, 500), (8, 256, 700)])
+@pytest.mark.parametrize(("k", "n", "steps"),
+                         [(1, 8, 300), (2, 16, 400), (4, 64, 500), (8, 256, 700)])
 def test_a_trained_quantizer_is_within_two_percent_of_the_best_and_above_the_limit(k, n, steps):
     generator = torch.Generator().manual_seed(0)
     draw = lambda number: torch.randn(number, k, generator=generator)

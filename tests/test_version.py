@@ -177,8 +177,9 @@ def test_broken_search_changes_every_study_that_uses_it(tmp_path):
     search.write_text(source[:body] + "\n    return torch.zeros(len(z), dtype=torch.int64)"
                       + source[body:], "utf-8")
     after = versions_in(tmp_path)
-    using = {name for name in MODULES
-             if "vqvae.quantizers.search" in code_sources(find_study(name.replace("_", "-")).measure)}
+    studies = {name: find_study(name.replace("_", "-")) for name in MODULES}
+    using = {name for name, study in studies.items()
+             if "vqvae.quantizers.search" in code_sources(study.measure)}
     assert {"first_look", "quantizers", "scaling"} <= using
     assert {name for name in MODULES if before[name] != after[name]} == using
 
@@ -233,7 +234,8 @@ def test_every_syntax_has_one_text_on_every_python():
                "module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)\n"
                "print(module.canonical_text(ast.parse(sys.argv[2])))")
     texts = {subprocess.run([python, "-c", program, page.__file__, SYNTAX], text=True, check=True,
-                            capture_output=True).stdout for python in [sys.executable, *other_pythons()]}
+                            capture_output=True).stdout
+             for python in [sys.executable, *other_pythons()]}
     assert len(texts) == 1 and "Constant(value=-" not in texts.pop()
 
 
@@ -255,7 +257,8 @@ def closing(value):
 
 
 @pytest.mark.parametrize("make", [Callable, lambda n: Callable(n).method, closing,
-                                  lambda n: partial(with_steps, n), lambda n: partial(with_steps, steps=n)],
+                                  lambda n: partial(with_steps, n),
+                                  lambda n: partial(with_steps, steps=n)],
                          ids=["object", "method", "closure", "partial", "partial, by name"])
 def test_values_that_come_with_measure_count(make):
     assert code_version(make(1)) == code_version(make(1)) != code_version(make(2))
@@ -263,7 +266,8 @@ def test_values_that_come_with_measure_count(make):
 
 def test_measure_that_has_no_version_is_refused(tmp_path):
     assert code_version(Callable.of_class)
-    for measure, message in ((lambda seed: {}, "use def, not lambda"), (len, "must be a Python function"),
+    for measure, message in ((lambda seed: {}, "use def, not lambda"),
+                             (len, "must be a Python function"),
                              (partial(with_steps, object()), "whose value has no version"),
                              (closing(object()), "whose value has no version")):
         with pytest.raises((TypeError, ValueError), match=message): code_version(measure)
@@ -284,15 +288,17 @@ def test_package_that_imports_from_itself_relatively(tmp_path, monkeypatch):
         from . import beside
         from .parts import depth
         def measure(seed): return {"y": depth, "z": beside}"""}
-    for name, text in files.items(): (tmp_path / "pack" / f"{name}.py").write_text(textwrap.dedent(text))
+    for name, text in files.items():
+        (tmp_path / "pack" / f"{name}.py").write_text(textwrap.dedent(text))
     monkeypatch.syspath_prepend(tmp_path)
     measure = importlib.import_module("pack.study").measure
-    assert {*code_sources(measure)} - {""} == {"pack", "pack.beside", "pack.parts", "pack.parts.deep",
-                                                "pack.study"}
+    assert {*code_sources(measure)} - {""} == {"pack", "pack.beside", "pack.parts",
+                                               "pack.parts.deep", "pack.study"}
     before = code_version(measure)
     (tmp_path / "pack" / "parts" / "deep.py").write_text("depth = 22")
     assert code_version(measure) != before
-    for name in [name for name in sys.modules if name.partition(".")[0] == "pack"]: del sys.modules[name]
+    for name in [*sys.modules]:
+        if name.partition(".")[0] == "pack": del sys.modules[name]
 
 
 def test_this_package_counts_also_where_it_is_installed(tmp_path):
@@ -301,3 +307,15 @@ def test_this_package_counts_also_where_it_is_installed(tmp_path):
     copied_package(folder)
     copied_package(tmp_path)
     assert versions_in(folder) == versions_in(tmp_path)
+
+
+def test_names_at_the_top_of_the_package_are_followed_to_where_they_are(tmp_path):
+    "`vqvae.VQVAE` resolves lazily; its import for type checkers says where it is."
+    if "VQVAE" not in (ROOT / "vqvae" / "__init__.py").read_text("utf-8"):
+        pytest.skip("the package has no names at its top")
+    source = "from vqvae import VQVAE\ndef measure(seed): return {'y': VQVAE}"
+    (tmp_path / "top.py").write_text(source)
+    scope = {"__name__": "top"}
+    exec(compile("def measure(seed): pass", str(tmp_path / "top.py"), "exec"), scope)
+    reached = {*code_sources(scope["measure"])}
+    assert {"vqvae", "vqvae.models.vqvae", "vqvae.quantizers.search"} <= reached

@@ -9,7 +9,7 @@ __all__ = ['ESTIMATORS', 'MINIMA', 'LEARNING', 'gradients', 'himmelblau', 'measu
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -335,7 +335,7 @@ def measure(
     estimator: str,  # a name in ESTIMATORS, or a Gumbel-softmax where the task has one
     codes: int,  # n, number of codes; of the cells in 4σ × 4σ for a lattice
     seed: int,  # of the problem, the start, the weights, the order of the data
-    **setting: str | float,  # what else the task asks for
+    **setting: Any,  # what else the task asks for: numbers and texts
 ) -> dict[str, float]:  # the task's numbers
     """One estimator in one problem; raises `ValueError` for an unknown task or estimator.
 

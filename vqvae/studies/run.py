@@ -7,9 +7,11 @@ __all__ = ['Row', 'Packed', 'run_study']
 
 # %% ../../nbs/studies/03_run.ipynb #cell-002
 import io
+import os
 import pickle
 import platform
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -149,13 +151,22 @@ def _lost(key: str, configuration: dict, error: BaseException) -> Row:
     return Row(key, configuration, None, text, 0.0, library_versions())
 
 # %% ../../nbs/studies/03_run.ipynb #processes
+def _end_with(parent: int) -> None:
+    "Make this process end when the one that started it is killed: nobody would take its row."
+    def watch():
+        while os.getppid() == parent: time.sleep(1)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+
+
 @contextmanager
 def _processes(count: int) -> Iterator[Any]:
     "An executor of processes with one thread each; an error or Ctrl-C stops them at once."
     from joblib.externals.loky import ProcessPoolExecutor
 
     threads = [f"{library}_NUM_THREADS" for library in ("OMP", "MKL", "OPENBLAS", "VECLIB", "BLIS")]
-    executor = ProcessPoolExecutor(count, env=dict.fromkeys(threads, "1"))
+    executor = ProcessPoolExecutor(count, env=dict.fromkeys(threads, "1"), initializer=_end_with,
+                                   initargs=(os.getpid(),))
     finished = False
     try:
         yield executor
