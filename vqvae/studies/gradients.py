@@ -344,7 +344,7 @@ def measure(
         estimator: a name in ESTIMATORS, or a Gumbel-softmax where the task has one
         codes: n, number of codes; of the cells in 4σ × 4σ for a lattice
         seed: of the problem, the start, the weights, the order of the data
-        setting: what else the task asks for
+        setting: what else the task asks for: numbers and texts
 
     Returns:
         the task's numbers
