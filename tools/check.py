@@ -72,7 +72,8 @@ def sidebar_pages(node) -> set[str]:
 
 def missing_references() -> list[tuple[str, Path]]:
     "Citations of keys that the bibliography lacks, with the notebook that cites."
-    known = set(re.findall(r"^@\w+\{([^,]+),", (NBS / "references.bib").read_text("utf-8"), re.MULTILINE))
+    bibliography = (NBS / "references.bib").read_text("utf-8")
+    known = set(re.findall(r"^@\w+\{([^,]+),", bibliography, re.MULTILINE))
     cells = ((path, cell) for path in notebooks() for cell in
              json.loads((NBS / path).read_text("utf-8"))["cells"])
     cited = {(key, path) for path, cell in cells if cell["cell_type"] == "markdown"
