@@ -437,7 +437,7 @@ def test_mistakes_in_a_file_of_ones_own_end_in_one_line(held, cli):
         if source is not None: Path(name).write_text(source)
         status, _, err = cli("study", "run", name, "--jobs", "1")
         *bar, message = err.splitlines()
-        assert status == 1 and expected in message and not any(line.strip() and "it/s" not in line
+        assert status == 1 and expected in message and not any(line.strip() and "/20 [" not in line
                                                                for line in bar), err
 
     fails("def measure(:", "own.py: SyntaxError: invalid syntax (own.py, line 1)")
