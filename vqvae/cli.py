@@ -252,11 +252,12 @@ def _save_figures(model: Any, trainer: Any, data: Any, folder: Path) -> None:
     import torch
 
     from vqvae.evaluation import figures
+    from vqvae.evaluation.metrics import CodebookMetrics
 
     _pyplot()
     x, quantizer = data.samples(min(512, len(data))), model.quantizer
     with torch.no_grad(): outputs = model.eval()(trainer.fabric.to_device(x))
-    counts = torch.bincount(outputs["indices"].flatten().cpu(), minlength=quantizer.codebook_size)
+    counts = CodebookMetrics(quantizer.codebook_size).update(outputs["indices"]).counts
     codebook = getattr(quantizer, "codebook", None)
     drawn = {"training": figures.plot_training(trainer.tracker, "loss").figure,
              "usage": figures.plot_code_usage(counts).figure}
@@ -281,7 +282,8 @@ def _trainer(model: Any, options: Namespace, folder: Path) -> Any:
     "The trainer that the options describe: one process, whatever a cluster's variables say."
     from torch.optim import AdamW
 
-    from vqvae.training.trainer import Trainer, default_fabric
+    from vqvae.training.step import default_fabric
+    from vqvae.training.trainer import Trainer
 
     return Trainer(model, optimizer=lambda p: AdamW(p, lr=options.lr, weight_decay=0.0),
                    weights=options.weights, clip_norm=options.clip_norm,
