@@ -172,7 +172,7 @@ def test_broken_search_changes_every_study_that_uses_it(tmp_path):
     assert before == {name: find_study(name.replace("_", "-")).code for name in MODULES}
     search = package / "quantizers" / "search.py"
     source = search.read_text("utf-8")
-    at = source.index("def _nearest(")
+    at = source.index("def _nearest_in_tiles(")
     body = source.index("\n", source.index(":\n", at) + 1)
     search.write_text(source[:body] + "\n    return torch.zeros(len(z), dtype=torch.int64)"
                       + source[body:], "utf-8")
