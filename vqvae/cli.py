@@ -281,7 +281,8 @@ def _trainer(model: Any, options: Namespace, folder: Path) -> Any:
     "The trainer that the options describe: one process, whatever a cluster's variables say."
     from torch.optim import AdamW
 
-    from vqvae.training.trainer import Trainer, default_fabric
+    from vqvae.training.step import default_fabric
+    from vqvae.training.trainer import Trainer
 
     return Trainer(model, optimizer=lambda p: AdamW(p, lr=options.lr, weight_decay=0.0),
                    weights=options.weights, clip_norm=options.clip_norm,
