@@ -358,9 +358,11 @@ def test_every_module_of_studies_is_engine_or_study():
     assert {path.stem.split("-tuning")[0] for path in RESULTS.glob("*.csv")} == {*study_names()}
 
 
-FIT = """--data DigitsDataset --model.encoder LearnedLinearEncoder --model.encoder.sample_shape [1,8,8] --model.encoder.dim 4
+FIT = """--data DigitsDataset
+ --model.encoder LearnedLinearEncoder --model.encoder.sample_shape [1,8,8] --model.encoder.dim 4
  --model.quantizer FiniteScalarQuantizer --model.quantizer.levels [4,4,4,4]
- --model.decoder LearnedLinearDecoder --model.decoder.sample_shape [1,8,8] --model.decoder.dim 4""".split()
+ --model.decoder LearnedLinearDecoder --model.decoder.sample_shape [1,8,8] --model.decoder.dim 4
+""".split()
 
 
 @pytest.fixture
@@ -462,11 +464,27 @@ def test_mistakes_in_a_file_of_ones_own_end_in_one_line(held, cli):
 
 
 @pytest.mark.parametrize(("arguments", "expected"), [
+<<<<<<< HEAD
     ([], "command"), (["fly"], "fly"), (["fit"], "required"), (["fit", *FIT], "--epochs or --steps"),
     (["fit", *FIT, "--steps", "0"], "steps must be positive"), (["fit", *FIT, "--steps", "3", "--initializer", "kmeans_init"], "no codebook"),
     (["fit", *FIT, "--steps", "3", "--weights", "{comitment: 1}"], "comitment"), (["study", "run", "nothing"], "first-look"), (["study", "show", "first-look"], "vqvae study run first-look"),
     (["study", "run", "absent.py"], "absent.py"), (["study", "compare", "first-look", "absent.csv"], "absent.csv"),
     (["fit", *FIT, "--steps", "3", "--config", "absent.yaml"], "absent.yaml"), (["fit", "--data", "json.JSONDecoder"], "JSONDecoder"),
+=======
+    ([], "command"),
+    (["fly"], "fly"),
+    (["fit"], "required"),
+    (["fit", *FIT], "--epochs or --steps"),
+    (["fit", *FIT, "--steps", "0"], "steps must be positive"),
+    (["fit", *FIT, "--steps", "3", "--initializer", "kmeans_init"], "levels"),
+    (["fit", *FIT, "--steps", "3", "--weights", "{comitment: 1}"], "comitment"),
+    (["study", "run", "nothing"], "first-look"),
+    (["study", "show", "first-look"], "vqvae study run first-look"),
+    (["study", "run", "absent.py"], "absent.py"),
+    (["study", "compare", "first-look", "absent.csv"], "absent.csv"),
+    (["fit", *FIT, "--steps", "3", "--config", "absent.yaml"], "absent.yaml"),
+    (["fit", "--data", "json.JSONDecoder"], "JSONDecoder"),
+>>>>>>> studies
 ])
 def test_mistakes_end_in_one_line(arguments, expected, tmp_path, capsys, monkeypatch):
     from vqvae.cli import main

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 from functools import cache
 
-import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -33,6 +32,7 @@ from ..initialization.rate_distortion import rd_gaussian_init
 from ..initialization.uniform import uniform_init
 from ..models.vqvae import VQVAE
 from ..quantizers.base import BaseQuantizer
+from ..quantizers.codebook import CodebookQuantizer
 from ..quantizers.fsq import FiniteScalarQuantizer
 from ..quantizers.gumbel import ExponentialTemperature, GumbelSoftmaxQuantizer
 from ..quantizers.vq import RotationVectorQuantizer, VectorQuantizer
@@ -50,7 +50,9 @@ def _dataset(task: str) -> InMemoryDataset:
 def _autoencoder(task: str, seed: int) -> tuple[BaseEncoder, BaseDecoder]:
     "Encoder and decoder of a task, freshly initialized."
     if task == "gaussian":
-        basis = _dataset(task).U_k
+        data = _dataset(task)
+        assert isinstance(data, GaussianDataset)
+        basis = data.U_k
         return PCAEncoder(basis), PCADecoder(basis, trainable=True)
     if task == "conv":
         return (ConvEncoder(1, dim=4, downsample=4, hidden=32, residual_blocks=1, seed=seed),
@@ -97,8 +99,10 @@ def measure(
         distortion, bits per sample, perplexity, dead_codes, limit (or NaN)
     """
     dataset, (encoder, decoder) = _dataset(task), _autoencoder(task, seed)
+    assert encoder.dim is not None, "the encoders above declare their dim"
     model = VQVAE(encoder, _quantizer(quantizer, encoder.dim, steps, seed), decoder)
     if initialization in _INITIALIZERS:
+        assert isinstance(model.quantizer, CodebookQuantizer), "FSQ has no codebook to start"
         latents = dataset.get_initialization_batch(1024 if task == "gaussian" else 512, encoder,
                                                    seed=seed)
         model.quantizer.initialize(_INITIALIZERS[initialization], latents,
@@ -108,9 +112,11 @@ def measure(
                       seed=seed)
     trainer.fit(dataset, steps=steps, batch_size=256 if task == "gaussian" else 64, progress=False)
     scores = trainer.evaluate(dataset)
+    assert dataset.test is not None, "both data sets have test samples"
     positions = model.tokenize(dataset.test[:1]).numel()
     bits = positions * math.log2(model.quantizer.codebook_size)
-    limit = water_filling(dataset.eigenvalues, bits).distortion if task == "gaussian" else math.nan
+    known = isinstance(dataset, GaussianDataset)
+    limit = water_filling(dataset.eigenvalues, bits).distortion if known else math.nan
     return {"distortion": scores["mse"], "bits": bits, "perplexity": scores["perplexity"],
             "dead_codes": scores["dead_codes"], "limit": float(limit)}
 
@@ -154,11 +160,12 @@ def plot(
     import matplotlib.pyplot as plt
 
     table = summarize(rows)
-    fig, axes = plt.subplots(1, table.task.nunique(), figsize=(10, 3.9), sharey=True)
+    fig, axes = plt.subplots(1, table.task.nunique(), figsize=(10, 3.9), sharey=True,
+                             squeeze=False)
     labels = [f"{q}, {i}" if i in _INITIALIZERS else q
               for q, i in table[["quantizer",
                                  "initialization"]].drop_duplicates().itertuples(index=False)]
-    for ax, (task, part) in zip(np.atleast_1d(axes), table.groupby("task", sort=False)):
+    for ax, (task, part) in zip(axes.flat, table.groupby("task", sort=False)):
         for y, (_, row) in enumerate(part.iterrows()):
             color = PALETTE[["VQ", "rotation VQ", "Gumbel", "FSQ"].index(row.quantizer)]
             ax.errorbar(row.distortion, y, xerr=row["± distortion"], fmt="o", color=color,
@@ -170,7 +177,7 @@ def plot(
         ax.set_yticklabels(labels)
         ax.locator_params(axis="x", nbins=4)
         ax.grid(axis="y", visible=False)
-    np.atleast_1d(axes)[0].invert_yaxis()
+    axes[0, 0].invert_yaxis()
     fig.legend(loc="outside lower center")
     return fig
 

@@ -26,7 +26,7 @@ from ..evaluation.intervals import summarize_rows
 from ..evaluation.style import PALETTE
 from ..initialization.data import kmeans_init
 from ..models.vqvae import VQVAE
-from ..quantizers.base import BaseQuantizer
+from ..quantizers.codebook import CodebookQuantizer
 from vqvae.quantizers.estimators import (
     projection,
     rotation,
@@ -285,7 +285,7 @@ def _dataset(task: str) -> InMemoryDataset:
     return DigitsDataset() if task == "digits" else ImagePatchDataset(8, n_train=8000, n_test=2000)
 
 
-def _quantizer(estimator: str, codes: int, learning: str, seed: int) -> BaseQuantizer:
+def _quantizer(estimator: str, codes: int, learning: str, seed: int) -> CodebookQuantizer:
     "A quantizer of four-dimensional latents."
     if estimator == "Gumbel-softmax":
         return GumbelSoftmaxQuantizer(4, codes, logits=DistanceLogits(0.01),
@@ -299,10 +299,11 @@ def _autoencoder(estimator: str, codes: int, learning: str, seed: int,
                  dataset: InMemoryDataset) -> VQVAE:
     "A model whose codes are k-means centres of its untrained encoder's latents."
     encoder = ConvEncoder(1, dim=4, downsample=4, hidden=32, residual_blocks=1, seed=seed)
-    model = VQVAE(encoder, _quantizer(estimator, codes, learning, seed),
+    quantizer = _quantizer(estimator, codes, learning, seed)
+    model = VQVAE(encoder, quantizer,
                   ConvDecoder(1, dim=4, upsample=4, hidden=32, residual_blocks=1, seed=seed + 1000))
     latents = dataset.get_initialization_batch(1024, encoder, seed=seed)
-    model.quantizer.initialize(kmeans_init, latents, torch.Generator().manual_seed(seed))
+    quantizer.initialize(kmeans_init, latents, torch.Generator().manual_seed(seed))
     return model
 
 # %% ../../nbs/studies/06_gradients.ipynb #cell-038
@@ -406,8 +407,10 @@ def _against(
 ) -> pd.DataFrame:  # estimator, `by`, value and ±, difference by pairs and ±, number of pairs
     "Means, and differences from the reference with the same seed, start and setting."
     pairs = [*by,
-             *(name for name in ("seed", "start") if name in rows and rows[name].notna().any())]
-    base = rows[rows.estimator == reference][[*pairs, value]].rename(columns={value: "reference"})
+             *(name for name in ("seed", "start")
+               if name in rows and rows[name].notna().to_numpy().any())]
+    base = rows.loc[rows.estimator == reference, [*pairs, value]].rename(
+        columns={value: "reference"})
     rows = rows.merge(base, "left",
                       pairs).assign(difference=lambda table: table[value] - table.reference)
     table = summarize_rows(rows, ["estimator", *by], [value, "difference"])
@@ -429,13 +432,14 @@ def summarize(
     """
     tables = []
     for task, part in rows.groupby("task", sort=False):
-        by = [name for name in _SETTINGS if name in part and part[name].notna().any()]
-        table = _against(part, _HEADLINE[task], by)
+        number = _HEADLINE[str(task)]
+        by = [name for name in _SETTINGS if name in part and part[name].notna().to_numpy().any()]
+        table = _against(part, number, by)
         text = table[by].map(lambda value: value if isinstance(value, str) else f"{value:g}")
         setting = text.apply(lambda row: ", ".join(f"{name} {row[name]}" for name in by), axis=1)
-        mean, half = table[_HEADLINE[task]], table[f"± {_HEADLINE[task]}"]
+        mean, half = table[number], table[f"± {number}"]
         tables.append(pd.DataFrame({"task": task, "setting": setting, "estimator": table.estimator,
-                                    "number": _HEADLINE[task], "mean": mean,
+                                    "number": number, "mean": mean,
                                     "±": half, "difference": table.difference,
                                     "± difference": table["± difference"], "runs": table.runs}))
     return pd.concat(tables, ignore_index=True)
@@ -460,8 +464,8 @@ def plot(
 
     fig, axes = plt.subplots(1, 2, figsize=(10, 4.4))
     for ax, task in zip(axes, ("digits", "patches")):
-        part = rows[(rows.task == task)
-                    & ((rows.commitment == 0.25) | (rows.estimator == "Gumbel-softmax"))]
+        part = rows.loc[(rows.task == task)
+                        & ((rows.commitment == 0.25) | (rows.estimator == "Gumbel-softmax"))]
         table = summarize_rows(part, ["learning", "estimator"], ["distortion"])
         rules = list(table.learning.unique())
         for _, row in table.iterrows():

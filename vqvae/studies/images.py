@@ -408,6 +408,7 @@ def train_autoencoder(
         in evaluation mode
     """
     encoder, decoder = autoencoder(method, dataset.train, tokens, seed)
+    assert encoder.dim is not None, "the encoders above declare their dim"
     quantizer = VectorQuantizer(encoder.dim, codes, estimator=_unquantized,
                                 learning=EMALearning(decay=0.95),
                                 revival=Revival(after=50, seed=seed))
@@ -453,6 +454,7 @@ def autoencoder_code(
     """
     mean, scale = train.mean(), train.std()
     dataset = InMemoryDataset((train - mean) / scale, (test - mean) / scale)
+    assert dataset.test is not None, "given in the line above"
     model = train_autoencoder(method, dataset, tokens, codes, steps, seed)
     s, s_test = (torch.cat([model.tokenize(part).flatten(1) for part in x.split(1024)])
                  for x in (dataset.train, dataset.test))
@@ -470,6 +472,7 @@ AUTOENCODERS, BLOCKS = ("linear", "conv", "transformer"), "k-means"
 def _code(dataset: str, method: str, tokens: int, setting: float, steps: int, seed: int) -> Coded:
     "Held-out images of a dataset after one method."
     train, test = _dataset(dataset, seed).train, _dataset(dataset, seed).test
+    assert test is not None, "both data sets have test images"
     if method == "PCA": return pca_code(train, test, setting)
     if method == "JPEG": return jpeg_code(test, seed, quality=int(setting))
     if method == "JPEG, flat": return jpeg_code(test, seed, qtables=[[int(setting)] * PIXELS])
@@ -501,6 +504,7 @@ def measure(
         distortion, rate, gaussian (distortion there), rate_nominal, counts
     """
     coded, test = _code(dataset, method, tokens, setting, steps, seed), _dataset(dataset, seed).test
+    assert test is not None, "both data sets have test images"
     spectrum = torch.linalg.eigvalsh(torch.cov(test.flatten(1).double().T)).clamp(min=0)
     gaussian = water_filling(spectrum, PIXELS * coded.rate).distortion.item()
     nominal = {"rate_nominal": tokens * math.log2(setting) / PIXELS} if tokens else {}
@@ -546,7 +550,7 @@ def with_gains(
     for other in others:
         rows[f"over {other}"] = math.nan
         for _, part in rows.groupby(["dataset", "seed"]):
-            curve = part[part.method == other].sort_values("rate")
+            curve = part.loc[part.method == other].sort_values("rate")
             if curve.empty: continue
             at_equal_rate = np.interp(part.rate, curve.rate, curve.psnr, math.nan, math.nan)
             rows.loc[part.index, f"over {other}"] = part.psnr - at_equal_rate
@@ -586,7 +590,7 @@ def plot(
     """
     import matplotlib.pyplot as plt
 
-    rows = rows[rows.steps <= 400]
+    rows = rows.loc[rows.steps <= 400]
     columns = rows.assign(psnr=-10 * np.log10(rows.distortion),
                           reference=-10 * np.log10(rows.gaussian))
     table = summarize_rows(columns, ["dataset", "method", "tokens", "setting"],

@@ -156,9 +156,9 @@ def measure(
                                 learning=EMALearning() if learning == "ema" else LossLearning())
     row = {}
     for done in training(quantizer, draw, steps, batch_size=512 if codebook_size <= 256 else 256):
-        if done in (*_MARKS, steps):
-            score = _score(quantizer, test)
-            row["trained" if done == steps else f"after_{done}"] = score["distortion"]
+        if done not in (*_MARKS, steps): continue
+        score = _score(quantizer, test)
+        row["trained" if done == steps else f"after_{done}"] = score["distortion"]
         if done in (0, steps):
             row |= {f"{name}_{done and 'trained' or 'start'}": score[name]
                     for name in ("used", "perplexity")}
@@ -193,9 +193,9 @@ def _grid() -> list[dict]:
     grid += [row("equal", k, n, "isotropic", scale=scale) for scale in scales
              for k, n in ((2, 16), (8, 16), (16, 16), (8, 256), (32, 256), (128, 256))]
     grid += [row("unequal", 8, 256, "water-filled", scale=scale) for scale in scales]
-    grid += [row(spectrum, k, n, init, **other)
+    grid += [row(spectrum, k, n, init, learning=learning, steps=steps)
              for spectrum, k, n in (("equal", 8, 256), ("unequal", 32, 256))
-             for init in INITIALIZERS for other in ({"learning": "ema"}, {"steps": 1000})]
+             for init in INITIALIZERS for learning, steps in (("ema", 200), ("loss", 1000))]
     return grid
 
 # %% ../../nbs/studies/05_initialization.ipynb #cell-020
@@ -215,7 +215,7 @@ def main_rows(
         & (rows.scale == 1)
         & (rows.steps == 200)
     )
-    return rows[usual & (rows.learning == "loss") & (rows.initialization != "reference")]
+    return rows.loc[usual & (rows.learning == "loss") & (rows.initialization != "reference")]
 
 
 def _limit(spectrum: str, dim: int, codebook_size: int) -> float:
@@ -256,10 +256,11 @@ def _draw_start(ax: Axes, part: pd.DataFrame, spectrum: str) -> None:
         ax.errorbar(one.dim, one.start / one.limit, one["± start"] / one.limit, fmt=f"{marker}-",
                     ms=5, lw=1.2, capsize=3, color=color, label=name)
     if spectrum == "equal":
+        dims = part.dim.unique().tolist()
         for variance in (lambda k: 1.0, lambda k: 1 - 256 ** (-2 / k)):
             ratio = [_random_coding(k, 256, variance(k)) / _limit(spectrum, k, 256)
-                     for k in one.dim]
-            ax.plot(one.dim, ratio, "x", color="black", ms=9, label="random coding, exact",
+                     for k in dims]
+            ax.plot(dims, ratio, "x", color="black", ms=9, label="random coding, exact",
                     zorder=3)
     ax.axhline(1, color=LIMIT, ls="--", label="limit, D(R)")
     ticks = [1, 2, 5, 10, 20]
@@ -303,8 +304,8 @@ def plot(
     fig, axes = plt.subplots(2, 2, figsize=(9.6, 7))
     for line, spectrum in zip(axes, ("equal", "unequal")):
         part = trained.loc[spectrum, 256].set_index("initialization", append=True).trained.unstack()
-        _draw_start(line[0], table[(table.spectrum == spectrum) & (table.codebook_size == 256)],
-                    spectrum)
+        untrained = table.loc[(table.spectrum == spectrum) & (table.codebook_size == 256)]
+        _draw_start(line[0], untrained, spectrum)
         _draw_trained(line[1], part, reference.loc[spectrum, 256], spectrum)
         dims = part.index.unique("dim")
         for ax in line:
@@ -340,4 +341,4 @@ def excess_over_best(
                             values=column)[list(INITIALIZERS)]
         above = 100 * (values.div(values[values.mean().idxmin()], axis=0) - 1)
         mean[cell], half[cell] = above.mean(), above.apply(lambda seeds: mean_interval(seeds)[1])
-    return tuple(pd.DataFrame(part).T.rename_axis(_CELL) for part in (mean, half))
+    return pd.DataFrame(mean).T.rename_axis(_CELL), pd.DataFrame(half).T.rename_axis(_CELL)

@@ -34,6 +34,7 @@ from ..evaluation.style import LIMIT, PALETTE
 from ..initialization.data import kmeans_init
 from ..models.vqvae import VQVAE
 from ..quantizers.base import BaseQuantizer
+from ..quantizers.codebook import CodebookQuantizer
 from ..quantizers.estimators import rotation, straight_through
 from ..quantizers.fsq import FiniteScalarQuantizer
 from ..quantizers.gumbel import ExponentialTemperature, GumbelSoftmaxQuantizer
@@ -54,6 +55,7 @@ def _dataset(task: str) -> InMemoryDataset:
 
 def _standardized(data: InMemoryDataset) -> InMemoryDataset:
     "Images minus the mean training image, in units of the root mean square of what is left."
+    assert data.test is not None, "images with a test split"
     mean = data.train.mean(0)
     scale = (data.train - mean).square().mean().sqrt()
     return InMemoryDataset((data.train - mean) / scale, (data.test - mean) / scale)
@@ -61,10 +63,10 @@ def _standardized(data: InMemoryDataset) -> InMemoryDataset:
 
 def _autoencoder(task: str, dim: int, seed: int) -> tuple[BaseEncoder, BaseDecoder]:
     "Encoder and decoder of a task with latents of `dim` values, freshly initialized."
-    if task == "gaussian":
-        basis, mean = _dataset(task).U_k[:, :dim], torch.zeros(16)
+    data = _dataset(task)
+    if isinstance(data, GaussianDataset):
+        basis, mean = data.U_k[:, :dim], torch.zeros(16)
         return PCAEncoder(basis, mean, trainable=True), PCADecoder(basis, mean, trainable=True)
-    _dataset(task)
     return (ConvEncoder(1, dim, downsample=4, hidden=32, residual_blocks=1, seed=seed),
             ConvDecoder(1, dim, upsample=4, hidden=32, residual_blocks=1, seed=seed + 1000))
 
@@ -100,6 +102,7 @@ def _model(task: str, name: str, start: str, bits: int, seed: int) -> VQVAE:
     encoder, decoder = _autoencoder(task, quantizer.dim, seed)
     model = VQVAE(encoder, quantizer, decoder)
     if start == "k-means":
+        assert isinstance(quantizer, CodebookQuantizer), "FSQ has no codebook to start"
         latents = _dataset(task).get_initialization_batch(4096 if task == "gaussian" else 1024,
                                                           model.encoder, seed=seed)
         quantizer.initialize(partial(kmeans_init, max_iter=20), latents,
@@ -216,6 +219,7 @@ def measure(
         distortion per dimension; rates in bits per sample; use; cost of a step
     """
     data, model = _dataset(task), _model(task, quantizer, start, bits, seed)
+    assert data.test is not None, "every data set has test samples"
     trainer = Trainer(model, optimizer=lambda p: torch.optim.Adam(p, lr=learning_rate),
                       clip_norm=1.0, seed=seed,
                       schedule=lambda o: torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.01, _STEPS))
@@ -365,7 +369,7 @@ def plot(
         part = table[(table.task == task) & (table.start != "uniform")]
         for ax, rate in zip(pair, ("nominal", "coded")):
             for name, (color, marker) in _STYLES.items():
-                line = part[part.quantizer == name].sort_values("bits")
+                line = part.loc[part.quantizer == name].sort_values("bits")
                 ax.errorbar(line[f"{rate}_bits"], line.distortion, line["± distortion"],
                             color=color, marker=marker, ms=5, capsize=2, label=name)
             if task == "gaussian": _draw_limit(ax)

@@ -257,7 +257,9 @@ def measure(
     optimizer, counts = _optimizer(quantizer), torch.zeros(codebook_size)
     result = {"distortion_start": held_out_distortion(quantizer, held)}
     for step in range(1, plan.steps + 1):
-        if learning == "EMA": quantizer.learning.decay = step / (step + 3)
+        if learning == "EMA":
+            assert isinstance(quantizer.learning, EMALearning)
+            quantizer.learning.decay = step / (step + 3)
         indices = train_step(quantizer, latents(plan.batch, batches), optimizer)
         if 2 * step > plan.steps: counts += torch.bincount(indices, minlength=codebook_size)
         seen = step * plan.batch / codebook_size
@@ -339,8 +341,8 @@ def at_stage(
     Returns:
         the same columns; `distortion` is that after so many samples per code
     """
-    finished = rows[rows.samples_per_code == samples_per_code]
-    longer = rows[rows.samples_per_code > samples_per_code]
+    finished = rows.loc[rows.samples_per_code == samples_per_code]
+    longer = rows.loc[rows.samples_per_code > samples_per_code]
     longer = longer.assign(distortion=longer[f"distortion_at_{samples_per_code}"],
                            samples_per_code=samples_per_code)
     return pd.concat([finished, longer]).drop_duplicates([*_BY, "seed"])
@@ -363,6 +365,7 @@ def fit_slopes(
     """
     table = []
     for names, curve in rows[rows.codebook_size >= smallest].groupby(by, sort=False):
+        assert isinstance(names, tuple), "one value per column of the list"
         slopes = [np.polyfit(np.log(c.codebook_size), np.log(c.distortion), 1)[0]
                   for _, c in curve.groupby("seed")]
         mean, half = mean_interval(slopes)
@@ -407,26 +410,27 @@ def plot(
     """
     import matplotlib.pyplot as plt
 
-    rows = rows[(rows.source == "gaussian") & (rows.learning == "EMA") & (rows.revival == 0)]
+    rows = rows.loc[(rows.source == "gaussian") & (rows.learning == "EMA") & (rows.revival == 0)]
     by_stage = {s: summarize(at_stage(rows, s)) for s in (16, 64)}
-    plain = lambda s, k, start="sample": by_stage[s][(by_stage[s].dim == k)
-                                                     & (by_stage[s].start == start)]
+    plain = lambda s, k, start="sample": by_stage[s].loc[(by_stage[s].dim == k)
+                                                         & (by_stage[s].start == start)]
     sizes, grey = np.array(SIZES), {"color": LIMIT, "lw": 1.5}
+    bits = torch.from_numpy(np.log2(sizes))
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4))
     for color, k in zip(PALETTE, (2, 4, 8)):
         first = k == 2
         left.plot(sizes, [_law(n, k) for n in sizes], ls="--",
                   label="Zador's law, best lattice" if first else None, **grey)
-        left.plot(sizes, gaussian_distortion(np.log2(sizes) / k), ls=":",
+        left.plot(sizes, gaussian_distortion(bits / k), ls=":",
                   label="limit D(R)" if first else None, **grey)
         curve(left, plain(16, k), "distortion", color=color, fmt="o", label=f"trained, k = {k}")
-    limit = gaussian_distortion(np.log2(sizes) / 4).numpy()
+    limit = gaussian_distortion(bits / 4).numpy()
     random = [best_codebook_variance(int(n), 4).distortion for n in sizes]
     right.plot(sizes, random / limit, ls="-.", label="random codes, best variance", **grey)
     right.plot(sizes, [_law(n, 4) for n in sizes] / limit, ls="--", label="Zador's law, lattice D4",
                **grey)
-    right.plot(sizes, zador_distortion(sizes, torch.ones(4)) / limit, ls=(0, (1, 2)),
-               label="Zador's law, ball", **grey)
+    ball = zador_distortion(torch.from_numpy(sizes), torch.ones(4)) / limit
+    right.plot(sizes, ball, ls=(0, (1, 2)), label="Zador's law, ball", **grey)
     for color, label, part in zip(PALETTE,
                                   ("sample, 16 samples per code", "sample, 64 samples per code",
                                    "k-means, 16 samples per code"),
