@@ -234,8 +234,10 @@ def _outcomes(client: Any, packed: Packed, rows: dict[str, dict]) -> Iterator[tu
         if future.cancelled():
             raise ConnectionError("lost the scheduler: finished rows are kept, the same command "
                                   "continues")
-        error = future.exception()  # of a worker; what `measure` raises is in the row
-        yield items[future], error, future.result() if error is None else None
+        error = row = None
+        try: row = future.result()  # a result is lost, too, when its worker dies before
+        except Exception as lost: error = lost  # what `measure` raises is in the row
+        yield items[future], error, row
 
 
 def _rows_there(measure: Callable, missing: dict[str, dict],
