@@ -72,18 +72,6 @@ def home(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="session")
-def images(tmp_path_factory):
-    "A folder with 20 random images in two folders."
-    path = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for i in range(20):
-        file = path / "xy"[i % 2] / f"{i}.png"
-        file.parent.mkdir(exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)).save(file)
-    return path
-
-
 @pytest.fixture(autouse=True)
 def no_network():
     with (patch("sklearn.datasets._openml.urlopen", side_effect=URLError("no network in tests")),

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from test_data import home, images, no_network  # noqa: F401 (fixtures)
+from test_data import home, no_network  # noqa: F401 (fixtures)
 from torch.utils.data import TensorDataset
 
 import vqvae.data

@@ -19,19 +19,6 @@ from vqvae.data.folder import find_images, read_image
 from vqvae.data.gaussian import linear_gaussian_spectrum
 from vqvae.data.patches import draw_patches
 
-
-@pytest.fixture(scope="session")
-def images(tmp_path_factory):
-    "A folder with 20 random images in two folders."
-    path = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for i in range(20):
-        file = path / "xy"[i % 2] / f"{i}.png"
-        file.parent.mkdir(exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)).save(file)
-    return path
-
-
 # --- what people bring in a folder ---
 
 def left_black_right_white():
