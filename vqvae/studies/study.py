@@ -105,7 +105,7 @@ class Study:
         return list(dict.fromkeys(name for one in self.grid for name in one))
 
 # %% ../../nbs/studies/00_study.ipynb #study-names
-_ENGINE = {"study", "version", "store", "run"}  # modules beside the studies
+_ENGINE = {"study", "version", "store", "run", "protocol"}  # modules beside the studies
 
 
 def study_names() -> list[str]:
