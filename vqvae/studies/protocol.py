@@ -84,7 +84,7 @@ def task_data(
 
 @cache
 def _gaussian() -> GaussianDataset:
-    return GaussianDataset(d=16, k=8, n_samples=50_000, n_test=20_000).with_validation()
+    return GaussianDataset(d=16, k=8, n_samples=50_000, n_test=20_000)
 
 # %% ../../nbs/studies/03_protocol.ipynb #autoencoder-def
 def autoencoder(
