@@ -185,7 +185,7 @@ def test_output_in_an_encoding_without_arrows(working):
     assert fit("--data", "noise.Noise", "--epochs", "1") == 0
     run = in_new_process("fit", "--data", "noise.Noise", *MODEL, "--epochs", "2", "--lr", "0.5",
                          "--output", "run", cwd=working, PYTHONIOENCODING="cp1252")
-    assert run.returncode == 1 and "lr: 0.001 ? 0.5" in run.stderr
+    assert run.returncode == 1 and "lr: 0.003 ? 0.5" in run.stderr
 
 
 # A run's folder
@@ -242,9 +242,9 @@ def test_more_epochs_continue_a_finished_run(working, capsys):
     capsys.readouterr()
     kept = Path("run/config.yaml").read_text()
     for typed, said in [(["--epochs", "1"], "epochs: 3 → 1"),
-                        (["--epochs", "4", "--lr", "0.01"], "lr: 0.001 → 0.01"),
+                        (["--epochs", "4", "--lr", "0.01"], "lr: 0.003 → 0.01"),
                         (["--epochs", "4", "--data.samples", "16"], "data.samples: 32 → 16"),
-                        (["--epochs", "4", "--clip_norm", "1"], "clip_norm: none → 1.0"),
+                        (["--epochs", "4", "--clip_norm", "0.5"], "clip_norm: 1.0 → 0.5"),
                         (["--steps", "9"], "epochs: 3 → none; steps: none → 9")]:
         assert fit("--data", "noise.Noise", *typed) == 1
         assert said in capsys.readouterr().err and Path("run/config.yaml").read_text() == kept

@@ -1,7 +1,10 @@
 """Training under conditions that no reader wants to see: several processes, signals, bad folders,
 precision."""
+import functools
+import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -21,20 +24,25 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import vqvae.training
 from vqvae.data.base import BaseDataset, InMemoryDataset, TorchDataset
+from vqvae.data.digits import DigitsDataset
 from vqvae.data.gaussian import GaussianDataset
 from vqvae.decoders.base import BaseDecoder
+from vqvae.decoders.conv import ConvDecoder
 from vqvae.decoders.linear import LearnedLinearDecoder
 from vqvae.decoders.pca import PCADecoder
 from vqvae.encoders.base import BaseEncoder
+from vqvae.encoders.conv import ConvEncoder
 from vqvae.encoders.linear import LearnedLinearEncoder
 from vqvae.encoders.pca import PCAEncoder
+from vqvae.evaluation.metrics import CodebookMetrics
 from vqvae.evaluation.tracking import MetricsTracker
+from vqvae.models.units import in_original_units
 from vqvae.models.vqvae import VQVAE
 from vqvae.quantizers.base import BaseQuantizer
 from vqvae.quantizers.fsq import FiniteScalarQuantizer
 from vqvae.quantizers.gumbel import GumbelSoftmaxQuantizer
 from vqvae.quantizers.learning import EMALearning, LossLearning, Revival
-from vqvae.quantizers.vq import VectorQuantizer
+from vqvae.quantizers.vq import ClassicalVectorQuantizer, VectorQuantizer
 from vqvae.training import (
     Trainer,
     default_fabric,
@@ -298,7 +306,7 @@ def test_noise_of_workers_is_continued(tmp_path):
      "quantizer.codebook is (16, 4) there, (8, 4) here"),
     (dict(optimizer=lambda p: torch.optim.SGD(p, lr=0.1)), "another optimizer"),
     (dict(schedule=None), "another schedule"),
-    (dict(optimizer=lambda p: torch.optim.Adam(p, lr=1e-3, weight_decay=0.0)), "AdamW there, Adam"),
+    (dict(optimizer=lambda p: torch.optim.AdamW(p, lr=3e-3)), "Adam there, AdamW here"),
     (dict(schedule=lambda o: torch.optim.lr_scheduler.StepLR(o, 5)), "another schedule"),
     (dict(model=lambda: build(frozen=True).freeze()), "another model"),
 ])
@@ -362,9 +370,9 @@ def test_finished_run_is_given_more(tmp_path, more):
 
 OTHER = {
     "weights": (dict(weights={"codebook": 2.0}), "weights {} -> {'codebook': 2.0}"),
-    "clip_norm": (dict(clip_norm=0.5), "clip_norm None -> 0.5"),
-    "lr": (dict(optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.0)),
-           r"optimizer lr 0.001 -> 0.01 \(not taken: its state goes on\)"),
+    "clip_norm": (dict(clip_norm=0.5), "clip_norm 1.0 -> 0.5"),
+    "lr": (dict(optimizer=lambda p: torch.optim.Adam(p, lr=1e-2)),
+           r"optimizer lr 0.003 -> 0.01 \(not taken: its state goes on\)"),
     "schedule": (dict(schedule=lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.5)),
                  r"schedule gamma 0.97 -> 0.5 \(not taken"),
     "loss": (dict(loss=lambda *a: vqvae_loss(*a)), "loss vqvae.training.loss.vqvae_loss -> test_"),
@@ -802,3 +810,109 @@ def test_a_bar_in_a_file_is_a_line_a_minute(capfd, monkeypatch):
 
 def test_every_name_of_the_room_can_be_had():
     for name in vqvae.training.__all__: assert getattr(vqvae.training, name) is not None
+
+
+# Standardized data
+
+def far_data(validation=False):
+    "Samples far from zero, of a scale that is far from one."
+    generator = torch.Generator().manual_seed(0)
+    shift = 5 + torch.randn(12, generator=generator)
+    x = 0.01 * torch.randn(400, 12, generator=generator) @ torch.randn(12, 12, generator=generator)
+    data = InMemoryDataset(x[:300] + shift, x[300:] + shift)
+    return data.with_validation() if validation else data
+
+
+def test_standardized_data_are_measured_in_original_units(tmp_path):
+    data = far_data().standardized()
+    raw = far_data()
+    trainer = Trainer(build(), folder=tmp_path, fabric=cpu())
+    rows = trainer.fit(data, steps=30, progress=False).frame
+    scores = trainer.evaluate(data)
+    x_recon = data.standardization.restore(trainer.model(data.test)["x_recon"])
+    error = (x_recon - raw.test).square().mean().item()
+    assert scores["mse"] == pytest.approx(error, rel=1e-3)
+    span = (raw.test.max() - raw.test.min()).item()
+    assert scores["psnr"] == pytest.approx(10 * math.log10(span**2 / error), abs=0.01)
+    assert scores["reconstruction"] == pytest.approx(
+        scores["mse"] / data.standardization.scale**2, rel=1e-6)
+    assert rows[(rows.split == "test") & (rows.metric == "mse")].value.item() == scores["mse"]
+    # what is saved takes samples as they are
+    whole = VQVAE.load(tmp_path / "model.safetensors")
+    assert torch.equal(whole.tokenize(raw.test), trainer.model.tokenize(data.test))
+    assert torch.equal(whole.detokenize(whole.tokenize(raw.test)), x_recon)
+    again = Trainer(whole, fabric=cpu()).evaluate(raw)
+    for name in ("mse", "psnr"): assert again[name] == pytest.approx(scores[name], rel=1e-3)
+    assert again["perplexity"] == scores["perplexity"]
+    data.data_range = 2.0
+    expected = 10 * math.log10(4 / scores["mse"])
+    assert trainer.evaluate(data)["psnr"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_standardized_run_continues_bit_for_bit_and_no_other_does(tmp_path):
+    data, plain = far_data().standardized(), Trainer(build(), fabric=cpu())
+    plain.fit(data, steps=20, progress=False)
+    Trainer(build(), folder=tmp_path, fabric=cpu()).fit(data, steps=8, progress=False)
+    with pytest.raises(ValueError, match="standardized=True, this run has standardized=False"):
+        Trainer(build(), folder=tmp_path, fabric=cpu()).fit(far_data(), steps=20, progress=False)
+    resumed = Trainer(build(), folder=tmp_path, fabric=cpu())
+    resumed.fit(data, steps=20, progress=False)
+    assert same(resumed.model, plain.model)
+
+
+def test_validation_split_goes_before_test():
+    trainer = Trainer(build(), fabric=cpu())
+    data = far_data(validation=True).standardized()
+    rows = trainer.fit(data, epochs=2, validate_every=1, progress=False).frame
+    assert set(rows.split) == {"train", "validation"}
+    last = rows[(rows.split == "validation") & (rows.metric == "mse")].value.iloc[-1]
+    assert last == trainer.evaluate(data, "validation")["mse"] != trainer.evaluate(data)["mse"]
+
+
+def test_data_variance_is_the_scale_of_standardized_data():
+    data = far_data().standardized()
+    grads = []
+    for raw in (False, True):
+        model = build().double()
+        x = data.train[:64].double()
+        loss = vqvae_loss
+        if raw:
+            x = data.standardization.restore(x)
+            model = in_original_units(model, data.standardization)
+            loss = functools.partial(vqvae_loss, data_variance=data.standardization.scale**2)
+        total, terms = loss(model(x), x)
+        total.backward()
+        grads.append([total.detach(), *terms.values(), *(p.grad for p in model.parameters())])
+    assert len(grads[0]) == len(grads[1]) > 5
+    for a, b in zip(*grads, strict=True): assert torch.allclose(a, b, rtol=1e-6, atol=1e-9)
+    for wrong in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="data_variance"):
+            vqvae_loss({"x_recon": x, "losses": {}}, x, data_variance=wrong)
+
+
+# Dead codes
+
+def fit_and_listen(quantizer, data, steps=150, fits=1, **options):
+    "Train on digits and give back what was warned."
+    model = VQVAE(ConvEncoder(1, 4, hidden=16), quantizer, ConvDecoder(1, 4, hidden=16))
+    trainer = Trainer(model, fabric=cpu(), **options)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for i in range(fits): trainer.fit(data, steps=steps + i, progress=False)
+    return [str(warning.message) for warning in told], trainer
+
+
+def test_a_collapsed_codebook_is_said_once():
+    told, trainer = fit_and_listen(ClassicalVectorQuantizer(4, 64), DigitsDataset(), fits=3)
+    assert len(told) == 1 and re.match(r"\d+ of 64 codes are dead", told[0]), told
+    for remedy in ("dataset.standardized()", "VectorQuantizer(dim, codebook_size)", "fewer codes"):
+        assert remedy in told[0]
+    counts = CodebookMetrics(64).update(trainer.model.tokenize(DigitsDataset().train)).counts
+    assert abs(int(told[0].split()[0]) - int((counts == 0).sum())) <= 6
+
+
+def test_a_healthy_codebook_and_a_short_try_are_not_spoken_of():
+    data = DigitsDataset().standardized()
+    assert fit_and_listen(VectorQuantizer(4, 64), data)[0] == []
+    assert fit_and_listen(ClassicalVectorQuantizer(4, 64), data, steps=99)[0] == []
+    assert fit_and_listen(FiniteScalarQuantizer([16, 16, 16, 16]), data)[0] == []
