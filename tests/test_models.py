@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from platforms import posix
 from safetensors import safe_open
 from safetensors.torch import save_file
 from test_core import Computed
@@ -511,6 +512,7 @@ def test_saving_and_loading_leave_the_generator_alone(tmp_path):
     assert torch.equal(torch.get_rng_state(), expected)
 
 
+@posix
 def test_links_and_long_names(tmp_path):
     quantizer, name = VectorQuantizer(2, 4), "q" * 240 + ".safetensors"
     save_component(quantizer, tmp_path / name)

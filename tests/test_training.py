@@ -19,6 +19,7 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.loggers import CSVLogger
+from platforms import IS_ROOT, posix
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
@@ -100,6 +101,7 @@ def train_all(fabric, folder):
     torch.save(results, Path(folder) / f"rank{fabric.global_rank}.pt")
 
 
+@posix
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     # float64 throughout, so that another order of summation is all that remains: far below 1e-9
@@ -151,22 +153,23 @@ trainer.fit(DATA, steps=60, batch_size=32, validate_every=1, checkpoint_every=5,
 """
 
 
+@posix
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGKILL"])
 def test_interrupted_run_continues_bit_for_bit(tmp_path, how):
     script = SLOW.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "run"))
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
         if int(line) == 12: break
-    process.send_signal(how)
+    process.send_signal(getattr(signal, how))
     error = process.communicate(timeout=20)[1]
-    if how == signal.SIGINT: assert process.returncode != 0 and "stopped after step" in error
-    else: assert process.returncode == -how
+    if how == "SIGINT": assert process.returncode != 0 and "stopped after step" in error
+    else: assert process.returncode == -getattr(signal, how)
     resumed = Trainer(build(EMALearning(0.9), Revival(after=4)), schedule=schedule,
                       folder=tmp_path / "run", fabric=cpu())
     resumed.load_checkpoint()
-    assert resumed.step == 10 if how == signal.SIGKILL else 12 <= resumed.step < 60
+    assert resumed.step == 10 if how == "SIGKILL" else 12 <= resumed.step < 60
     plain = Trainer(build(EMALearning(0.9), Revival(after=4)), schedule=schedule, fabric=cpu())
     for trainer in (resumed, plain):
         trainer.fit(DATA, steps=60, batch_size=32, validate_every=1, progress=False)
@@ -180,7 +183,7 @@ class Signalling(LearnedLinearEncoder):
     how = signal.SIGINT
     def forward(self, x):
         self.calls = getattr(self, "calls", 0) + self.training
-        for _ in range(self.at.count(self.calls)): os.kill(os.getpid(), self.how)
+        for _ in range(self.at.count(self.calls)): signal.raise_signal(self.how)
         return super().forward(x)
 
 
@@ -468,7 +471,8 @@ def test_unwritable_folder_is_noticed_before_training(tmp_path):
     assert trainer.step == 0
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@posix
+@pytest.mark.skipif(IS_ROOT, reason="root may write everywhere")
 def test_read_only_folder(tmp_path):
     (tmp_path / "run").mkdir(mode=0o500)
     with pytest.raises(OSError, match="cannot write into folder"):

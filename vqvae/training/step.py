@@ -80,14 +80,10 @@ def iterate_batches(loader: Iterable[Any], seed: int) -> Iterator[Batch]:
 # %% ../../nbs/training/03_step.ipynb #cell-009
 @contextmanager
 def _step_noise(seed: int, step: int, fabric: Fabric) -> Iterator[None]:
-    """Lend seeded global generators, of CPU and GPU, for one training step; each process has its
-    own."""
+    """Lend seeded global generators, of the CPU and of the fabric's device, for one training step;
+    each process has its own."""
     number = step_generator(seed, step, rank=fabric.global_rank).initial_seed()
-    devices = [fabric.device] if fabric.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.default_generator.manual_seed(number)
-        if devices: torch.cuda.manual_seed(number)
-        yield
+    with seeded(number, fabric.device): yield
 
 # %% ../../nbs/training/03_step.ipynb #cell-012
 def _size(batch: Batch) -> float:
