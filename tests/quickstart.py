@@ -32,6 +32,6 @@ outputs = model(x)
 # outputs: {'x_recon', 'z', 'z_q', 'indices', ...}
 
 assert outputs["x_recon"].shape == (32, 64) and outputs["indices"].shape == (32,)
-assert torch.equal(outputs["z_q"], quantizer.get_codebook()[outputs["indices"]])
-assert torch.equal(model.detokenize(model.tokenize(x)), outputs["x_recon"])
+assert torch.equal(outputs["z_q"], codebook[outputs["indices"]])
+assert torch.equal(model.detokenize(model.tokenize(x)), model.eval()(x)["x_recon"])
 print("quick start: ok,", ", ".join(outputs))

@@ -3,6 +3,7 @@ import copy
 import json
 import math
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,8 +31,12 @@ from vqvae.models.vqvae import VQVAE
 from vqvae.quantizers.base import BaseQuantizer
 from vqvae.quantizers.estimators import projection, rotation, straight_through
 from vqvae.quantizers.gumbel import ExponentialTemperature, GumbelSoftmaxQuantizer
-from vqvae.quantizers.learning import EMALearning, Revival
-from vqvae.quantizers.vq import RotationVectorQuantizer, VectorQuantizer
+from vqvae.quantizers.learning import EMALearning, LossLearning, Revival
+from vqvae.quantizers.vq import (
+    ClassicalVectorQuantizer,
+    RotationVectorQuantizer,
+    VectorQuantizer,
+)
 from vqvae.training.loss import vqvae_loss
 
 DIGITS = DigitsDataset()
@@ -266,8 +271,17 @@ def test_settings_that_were_changed_come_back(tmp_path):
     loaded.temperature = 0.25
     assert round_trip(loaded, tmp_path).temperature == 0.25
 
-    q = VectorQuantizer(DIM, 8, revival=Revival())
-    q.revival = None
+    for given, now in ((Revival(), None), (True, None), (True, Revival(20)), (True, Revival())):
+        q = VectorQuantizer(DIM, 8, revival=given)
+        q.revival = now
+        if now is not None: now.attach(q.codebook)
+        loaded = round_trip(q, tmp_path)
+        assert repr(loaded.revival) == repr(now)
+    loaded.revival.samples_per_code = 3.0
+    loaded.learning.decay = 0.9
+    again = round_trip(loaded, tmp_path)
+    assert again.revival.samples_per_code == 3.0 and again.learning.decay == 0.9
+    q = VectorQuantizer(DIM, 8, revival=False)
     assert round_trip(q, tmp_path).revival is None
     q = RotationVectorQuantizer(DIM, 8)  # whose constructor takes no estimator
     q.estimator = projection
@@ -537,6 +551,37 @@ def test_files_of_the_first_format_are_read(tmp_path):
     loaded = VQVAE.load(tmp_path / "old")
     assert same_bits(loaded, model) and loaded.encoder.trainable and not loaded.decoder.trainable
     assert not loaded.quantizer.learning.trainable and loaded.quantizer.trainable
+
+
+def test_the_first_format_left_learning_by_loss_out(tmp_path):
+    expected = ClassicalVectorQuantizer(2, 4)
+    arguments = {"dim": 2, "codebook_size": 4, "learning": None, "revival": None}
+    recipe = {"class": import_path(VectorQuantizer), "trainable": True, "arguments": arguments}
+    save_file({"state.codebook": expected.codebook.detach()}, tmp_path / "old",
+              {"format": "vqvae 1", "recipe": json.dumps(recipe)})
+    loaded = load_component(tmp_path / "old")
+    assert type(loaded.learning) is LossLearning and loaded.revival is None
+    assert torch.equal(loaded.codebook, expected.codebook)
+
+
+def test_files_from_before_the_defaults_changed_are_what_they_were(tmp_path):
+    """Two files that the code before the change wrote: `VectorQuantizer(2, 4)`, and with
+    `EMALearning(0.9)` and `Revival(after=3)`, both after five training steps."""
+    folder = Path(__file__).parent / "files"
+    by_loss = load_component(folder / "quantizer_by_loss.safetensors")
+    assert type(by_loss) is VectorQuantizer and type(by_loss.learning) is LossLearning
+    assert by_loss.revival is None and isinstance(by_loss.codebook, torch.nn.Parameter)
+    averaged = load_component(folder / "quantizer_by_averages.safetensors")
+    assert averaged.learning.decay == 0.9 and averaged.revival.after == 3
+    assert averaged.revival.step == 5
+    count, codebook = averaged.learning.count.clone(), averaged.codebook.clone()
+    z = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    indices = averaged.train()(z)[1]
+    moved = averaged.learning.count != 1  # a revived code starts with count 1
+    torch.testing.assert_close(averaged.learning.count[moved], (0.9 * count + 0.1 * torch.bincount(
+        indices, minlength=4))[moved])
+    assert not torch.equal(averaged.codebook, codebook)
+    assert same_bits(round_trip(averaged, tmp_path), averaged)
 
 
 @pytest.mark.parametrize("setting", ["forward", "__class__", "_modules", "freeze"])

@@ -16,7 +16,12 @@ from vqvae.quantizers.fsq import FiniteScalarQuantizer
 from vqvae.quantizers.gumbel import GumbelSoftmaxQuantizer, LinearLogits
 from vqvae.quantizers.learning import CodebookLearning, EMALearning, LossLearning, Revival
 from vqvae.quantizers.search import nearest_codes
-from vqvae.quantizers.vq import ProjectionVectorQuantizer, RotationVectorQuantizer, VectorQuantizer
+from vqvae.quantizers.vq import (
+    ClassicalVectorQuantizer,
+    ProjectionVectorQuantizer,
+    RotationVectorQuantizer,
+    VectorQuantizer,
+)
 
 DIM, SIZE = 4, 16
 
@@ -29,13 +34,26 @@ EXAMPLES = {
     VectorQuantizer: {
         "VQ": lambda: VectorQuantizer(DIM, SIZE, codes()),
         "VQ uniform": lambda: VectorQuantizer(DIM, SIZE),
-        "VQ EMA": lambda: VectorQuantizer(DIM, SIZE, codes(), learning=EMALearning(0.9)),
+        "VQ EMA": lambda: VectorQuantizer(
+            DIM, SIZE, codes(), learning=EMALearning(0.9), revival=False
+        ),
+        "VQ EMA growing": lambda: VectorQuantizer(DIM, SIZE, codes(), revival=False),
         "VQ EMA revival": lambda: VectorQuantizer(
             DIM, SIZE, codes(), learning=EMALearning(0.9, every=2), revival=Revival(2)
         ),
-        "VQ loss revival": lambda: VectorQuantizer(DIM, SIZE, codes(), revival=Revival(2)),
-        "VQ unscaled rotation": lambda: VectorQuantizer(DIM, SIZE, codes(), rotation_unscaled),
-        "VQ tangent rotation": lambda: VectorQuantizer(DIM, SIZE, codes(), rotation_tangent),
+        "VQ loss revival": lambda: VectorQuantizer(
+            DIM, SIZE, codes(), learning=LossLearning(), revival=Revival(2)
+        ),
+    },
+    ClassicalVectorQuantizer: {
+        "classical": lambda: ClassicalVectorQuantizer(DIM, SIZE, codes()),
+        "classical uniform": lambda: ClassicalVectorQuantizer(DIM, SIZE),
+        "classical unscaled": lambda: ClassicalVectorQuantizer(
+            DIM, SIZE, codes(), rotation_unscaled
+        ),
+        "classical tangent": lambda: ClassicalVectorQuantizer(
+            DIM, SIZE, codes(), rotation_tangent
+        ),
     },
     RotationVectorQuantizer: {
         "rotation VQ": lambda: RotationVectorQuantizer(DIM, SIZE, codes()),
@@ -57,7 +75,7 @@ EXAMPLES = {
     },
 }
 QUANTIZERS = {name: make for examples in EXAMPLES.values() for name, make in examples.items()}
-RULES = {LossLearning: lambda: LossLearning(), EMALearning: lambda: EMALearning(0.9)}
+RULES = {LossLearning: LossLearning, EMALearning: EMALearning}
 SHAPES = [(7,), (1,), (2, 3), (2, 3, 5), (2, 1, 3, 2)]  # all but the last axis
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -317,7 +335,7 @@ def test_beta_zero_sends_no_loss_gradient_to_z_and_codebook_gradient_ignores_bet
     from vqvae.training.loss import vqvae_loss
     gradients = []
     for beta in (0.0, 0.25, 2.0):
-        quantizer = QUANTIZERS["VQ"]().train()
+        quantizer = QUANTIZERS["classical"]().train()
         z = latents((50,)).requires_grad_()
         z_q, indices, info = quantizer(z)
         x_recon = torch.zeros(50, 3)
@@ -361,10 +379,11 @@ def test_search_is_exact_under_reduced_matmul_precision(precision):
     finally: torch.set_float32_matmul_precision("highest")
 
 
-def test_micro_batches_equal_one_batch():
+@pytest.mark.parametrize("decay", [0.9, None])
+def test_micro_batches_equal_one_batch(decay):
     z = latents((120,))
-    once, pieces = (VectorQuantizer(DIM, SIZE, codes(), learning=EMALearning(0.9, every=n)).train()
-                    for n in (1, 4))
+    once, pieces = (VectorQuantizer(DIM, SIZE, codes(), learning=EMALearning(decay, every=n),
+                                    revival=False).train() for n in (1, 4))
     once(z)
     for part in z.chunk(4): pieces(part)
     assert torch.equal(once.learning.count, pieces.learning.count)
@@ -390,7 +409,7 @@ def test_estimators_keep_shape_and_dtype_and_send_the_codebook_nothing(estimator
     assert q.grad is None or q.grad.abs().sum() == 0
 
 
-@pytest.mark.parametrize("rule", RULES.values(), ids=lambda make: type(make()).__name__)
+@pytest.mark.parametrize("rule", RULES.values())
 def test_learning_rules_keep_their_contract(rule):
     quantizer = VectorQuantizer(DIM, SIZE, codes(), learning=rule(), revival=Revival(3)).train()
     assert isinstance(quantizer.codebook, torch.nn.Parameter) == quantizer.learning.by_gradient
@@ -405,3 +424,107 @@ def test_learning_rules_keep_their_contract(rule):
         VectorQuantizer(DIM, SIZE, learning="ema")
     with pytest.raises(TypeError, match="revival must be a Revival, got EMALearning"):
         VectorQuantizer(DIM, SIZE, revival=EMALearning())
+
+
+@pytest.mark.parametrize("kind", [VectorQuantizer, RotationVectorQuantizer,
+                                  ProjectionVectorQuantizer])
+def test_what_is_left_out_works(kind):
+    quantizer = kind(DIM, SIZE, seed=3)
+    assert quantizer.learning.decay is None and quantizer.learning.memory == 10
+    assert quantizer.revival.after is None and quantizer.revival.samples_per_code == 10
+    assert quantizer.revival.seed == 3
+    assert kind(DIM, SIZE, revival=False).revival is kind(DIM, SIZE, revival=None).revival is None
+    mine = Revival(20)
+    assert kind(DIM, SIZE, revival=mine).revival is mine
+
+
+def test_the_classical_form_learns_by_loss_and_revives_nothing():
+    quantizer = ClassicalVectorQuantizer(DIM, SIZE).train()
+    assert type(quantizer.learning) is LossLearning and quantizer.revival is None
+    assert isinstance(quantizer.codebook, torch.nn.Parameter) and len([*quantizer.buffers()]) == 0
+    assert quantizer.codebook.abs().max() <= 1 / SIZE
+    before = quantizer.codebook.detach().clone()
+    losses = quantizer(latents((50,)))[2]["losses"]
+    assert set(losses) == {"codebook", "commitment"} and torch.equal(before, quantizer.codebook)
+
+
+@pytest.mark.parametrize("size, memory, every", [(30, 10.0, 1), (4, 2.5, 1), (500, 10.0, 3)])
+def test_growing_memory_against_its_formula(size, memory, every):
+    rule, codebook = EMALearning(epsilon=0, every=every, memory=memory), codes()
+    rule.attach(codebook)
+    count, total = torch.ones(SIZE).double(), codes().double()
+    for t in range(1, 200):
+        batches = [latents((size,), seed=1000 * t + i) for i in range(every)]
+        indices = [nearest_codes(z, codebook) for z in batches]
+        for z, chosen in zip(batches, indices): rule.update(codebook, z, chosen)
+        share = 1 / min((t + 3) / 3, max(10, memory * SIZE / (size * every)))
+        z, chosen = torch.cat(batches).double(), torch.cat(indices)
+        count = (1 - share) * count + share * torch.bincount(chosen, minlength=SIZE)
+        total = (1 - share) * total + share * torch.zeros(SIZE, DIM).double().index_add_(
+            0, chosen, z)
+    assert rule.updates == 199
+    torch.testing.assert_close(rule.count.double(), count, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(codebook.double(), total / count.unsqueeze(1), rtol=1e-4, atol=1e-4)
+
+
+def test_revival_replaces_no_more_codes_than_there_are_latents_each_by_another():
+    for revival in (Revival(1), Revival()):
+        codebook = 100 + torch.arange(40.0).unsqueeze(1).expand(40, DIM).clone()
+        revival.attach(codebook)
+        before, z = codebook.clone(), latents((6,))
+        revived = revival.revive(codebook, z, torch.zeros(6, dtype=torch.int64))
+        assert revived.sum() == 6 and not revived[0]
+        assert torch.equal(codebook[~revived], before[~revived])
+        assert {tuple(row) for row in codebook[revived].tolist()} == {tuple(r) for r in z.tolist()}
+        assert revived.nonzero().flatten().tolist() != [1, 2, 3, 4, 5, 6]  # drawn, not the first
+        for _ in range(100): revival.revive(codebook, z, torch.zeros(6, dtype=torch.int64))
+        assert (codebook[1:] < 50).all()  # the others follow
+
+
+def test_idle_latents_are_counted_up_to_ten_per_code_or_half_of_all():
+    "Code 1 was chosen in the first batch only; in batches of 5 latents, 4 codes."
+    revival, codebook = Revival(), codes()[:4].clone()
+    revival.attach(codebook)
+    z, dead = latents((5,)), []
+    for step in range(30):
+        chosen = [0, 2, 3, 0, 1] if step < 12 else [0, 2, 3, 0, 0]
+        dead.append(bool(revival.revive(codebook, z, torch.tensor(chosen))[1]))
+    assert revival.latents == 150
+    # idle after 12 batches: 8 batches reach 10 × 4 latents before half of all is reached
+    assert [step for step, value in enumerate(dead) if value] == [19, 27]
+    revival.attach(codebook)
+    assert revival.latents == 0 and not revival.unchosen.any() and not revival.idle.any()
+    assert [bool(revival.revive(codebook, z, torch.tensor(chosen))[1]) for chosen in
+            ([0, 1, 2, 3, 0], [0, 2, 3, 0, 0], [0, 2, 3, 0, 0])] == [False, True, False]
+
+
+def test_all_ranks_count_together(monkeypatch):
+    "Two processes that see the same: counts double, and so does what is counted in latents."
+    from vqvae.quantizers import learning
+    monkeypatch.setattr(learning, "sum_over_ranks", lambda x: x.mul_(2))
+    monkeypatch.setattr(learning, "rows_of_all_ranks", lambda x: torch.cat([x, x]))
+    pair = VectorQuantizer(DIM, SIZE, codes())
+    for seed in range(3): pair(latents((20,), seed=seed))
+    monkeypatch.undo()
+    one = VectorQuantizer(DIM, SIZE, codes())
+    for seed in range(3): one(latents((20,), seed=seed).repeat(2, 1))
+    assert one.revival.latents == pair.revival.latents == 120
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(pair.state_dict()[name], value)
+
+
+def test_a_state_of_an_older_version_is_one_of_long_training():
+    new = VectorQuantizer(DIM, SIZE, codes())
+    new(latents((50,)))
+    state = new.state_dict()
+    for name in ("learning.updates", "revival.latents", "revival.unchosen"): state.pop(name)
+    other = VectorQuantizer(DIM, SIZE, codes())
+    other.load_state_dict(state)
+    before = other.codebook.clone()
+    other(latents((50,)))
+    # 10 latents per code of 16 are 3.2 batches of 50, fewer than the 10 updates at least
+    share = 1 / 10
+    expected = (1 - share) * new.learning.count + share * torch.bincount(
+        nearest_codes(latents((50,)), before), minlength=SIZE)
+    assert not other.revival._dead().any()
+    torch.testing.assert_close(other.learning.count, expected)

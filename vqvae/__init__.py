@@ -30,11 +30,12 @@ if TYPE_CHECKING:
         VQVAE, check_saving, load_component, save_component,
     )
     from .quantizers import (
-        BaseQuantizer, ChannelFirst, CodebookLearning, CodebookQuantizer, DistanceLogits,
-        EMALearning, ExponentialTemperature, FiniteScalarQuantizer, GumbelSoftmaxQuantizer,
-        LinearLogits, LossLearning, ProjectionVectorQuantizer, Revival, RotationVectorQuantizer,
-        VectorQuantizer, nearest_codes, projection, replace_gradient, rotation,
-        rotation_tangent, rotation_unscaled, straight_through,
+        BaseQuantizer, ChannelFirst, ClassicalVectorQuantizer, CodebookLearning,
+        CodebookQuantizer, DistanceLogits, EMALearning, ExponentialTemperature,
+        FiniteScalarQuantizer, GumbelSoftmaxQuantizer, LinearLogits, LossLearning,
+        ProjectionVectorQuantizer, Revival, RotationVectorQuantizer, VectorQuantizer,
+        nearest_codes, projection, replace_gradient, rotation, rotation_tangent,
+        rotation_unscaled, straight_through,
     )
     from .training import (
         Checkpoint, DEFAULT_WEIGHTS, Stepper, Trainer, check_weights, default_fabric,
@@ -65,12 +66,12 @@ _NAMES = {
         "VQVAE", "check_saving", "load_component", "save_component",
     ],
     "quantizers": [
-        "BaseQuantizer", "ChannelFirst", "CodebookLearning", "CodebookQuantizer",
-        "DistanceLogits", "EMALearning", "ExponentialTemperature", "FiniteScalarQuantizer",
-        "GumbelSoftmaxQuantizer", "LinearLogits", "LossLearning", "ProjectionVectorQuantizer",
-        "Revival", "RotationVectorQuantizer", "VectorQuantizer", "nearest_codes", "projection",
-        "replace_gradient", "rotation", "rotation_tangent", "rotation_unscaled",
-        "straight_through",
+        "BaseQuantizer", "ChannelFirst", "ClassicalVectorQuantizer", "CodebookLearning",
+        "CodebookQuantizer", "DistanceLogits", "EMALearning", "ExponentialTemperature",
+        "FiniteScalarQuantizer", "GumbelSoftmaxQuantizer", "LinearLogits", "LossLearning",
+        "ProjectionVectorQuantizer", "Revival", "RotationVectorQuantizer", "VectorQuantizer",
+        "nearest_codes", "projection", "replace_gradient", "rotation", "rotation_tangent",
+        "rotation_unscaled", "straight_through",
     ],
     "training": [
         "Checkpoint", "DEFAULT_WEIGHTS", "Stepper", "Trainer", "check_weights",
@@ -81,9 +82,9 @@ _ROOM = {name: room for room, names in _NAMES.items() for name in names}
 
 __all__ = [
     "BaseDataset", "BaseDecoder", "BaseEncoder", "BaseQuantizer", "ChannelFirst",
-    "Checkpoint", "CodebookLearning", "CodebookQuantizer", "ConvDecoder", "ConvEncoder",
-    "DEFAULT_WEIGHTS", "DigitsDataset", "DistanceLogits", "EMALearning",
-    "ExponentialTemperature", "FiniteScalarQuantizer", "GaussianDataset",
+    "Checkpoint", "ClassicalVectorQuantizer", "CodebookLearning", "CodebookQuantizer",
+    "ConvDecoder", "ConvEncoder", "DEFAULT_WEIGHTS", "DigitsDataset", "DistanceLogits",
+    "EMALearning", "ExponentialTemperature", "FiniteScalarQuantizer", "GaussianDataset",
     "GumbelSoftmaxQuantizer", "ImageFolderDataset", "ImagePatchDataset", "InMemoryDataset",
     "Initializer", "LearnedLinearDecoder", "LearnedLinearEncoder", "LinearLogits",
     "LossLearning", "OpenMLImageDataset", "PCADecoder", "PCAEncoder",

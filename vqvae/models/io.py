@@ -36,6 +36,7 @@ def _argument(component: Component, name: str, argument: Any) -> Any:
     if isinstance(argument, Component):
         return now if name in parts else vars(component).get(name, argument)
     if isinstance(now, Component) and (argument is None or name in made): return now
+    if argument is True and name in parts: return now
     if isinstance(now, nn.ModuleList) and isinstance(argument, (list, tuple)):
         return type(argument)(now)
     if isinstance(now, nn.ModuleDict) and isinstance(argument, dict): return dict(now.items())
@@ -359,9 +360,19 @@ def check_saving(
     """
     _contents(component)
 
+# %% ../../nbs/models/00_io.ipynb #first
+def _of_first_format(recipe: Any) -> Any:
+    "A recipe of the first format, with the learning rule that a left-out one was."
+    if isinstance(recipe, list): return [_of_first_format(item) for item in recipe]
+    if not isinstance(recipe, dict): return recipe
+    told = {name: _of_first_format(item) for name, item in recipe.items()}
+    rule = {"class": "vqvae.quantizers.learning.LossLearning", "trainable": True, "arguments": {}}
+    if str(told.get("class")).startswith("vqvae.quantizers.vq."):
+        if told["arguments"].get("learning", rule) is None: told["arguments"]["learning"] = rule
+    return told
+
 # %% ../../nbs/models/00_io.ipynb #cell-012
-_FORMAT = "vqvae 2"
-_READABLE = ("vqvae 1", _FORMAT)
+_FIRST, _FORMAT = "vqvae 1", "vqvae 2"
 
 
 def save_component(
@@ -391,7 +402,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
     except SafetensorError as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
-    if header.get("format") not in _READABLE:
+    if header.get("format") not in (_FIRST, _FORMAT):
         raise ValueError(f"{path} does not say '{_FORMAT}': it was not saved by vqvae")
     bad = [name for name, value in tensors.items()
            if name.startswith("state.") and not _is_finite(value)]
@@ -419,6 +430,7 @@ def load_component(
     header, tensors = _read(path)
     try:
         recipe, notes = json.loads(header["recipe"]), json.loads(header.get("notes", "null"))
+        if header["format"] == _FIRST: recipe = _of_first_format(recipe)
         return _restore(recipe, notes, tensors).to(device)
     except (RuntimeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} does not fit its own recipe: {error}") from None

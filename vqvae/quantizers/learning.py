@@ -6,6 +6,7 @@
 __all__ = ['CodebookLearning', 'LossLearning', 'EMALearning', 'Revival']
 
 # %% ../../nbs/quantizers/03_learning.ipynb #cell-002
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -114,7 +115,11 @@ class LossLearning(CodebookLearning):
     def restart(self, codes: Tensor, codebook: Tensor) -> None: "No statistics to reset."
 
 # %% ../../nbs/quantizers/03_learning.ipynb #cell-010
-def _check_decay(value: Any, name: str) -> float:
+_LONG = 10**9  # updates or latents of a state that did not count them
+
+
+def _check_decay(value: Any, name: str) -> float | None:
+    if value is None: return None
     if value != 0: check_positive(value, name)
     if value >= 1: raise ValueError(f"{name} must lie in [0, 1), got {value}")
     return float(value)
@@ -127,39 +132,46 @@ def _check_epsilon(value: Any, name: str) -> float:
 class EMALearning(CodebookLearning):
     """The codebook is a buffer that follows the mean of its latents.
 
-    Counts and sums are kept in float32 at least, also in a half-precision module. Source:
+    The memory of the mean grows with the updates, or is constant if `decay` is given. Counts
+    and
+    sums are kept in float32 at least, also in a half-precision module. Source:
     (van den Oord et al. 2017, appendix A.1).
     """
     by_gradient = False
     decay = Setting(_check_decay)
     epsilon = Setting(_check_epsilon)
     every = Setting(check_count)
+    memory = Setting(check_positive)
 
     count: Tensor  # running counts N, (codebook_size,)
     total: Tensor  # running sums m, (codebook_size, dim)
     new_count: Tensor  # of the batches since the last update, (codebook_size,)
     new_total: Tensor  # likewise, (codebook_size, dim)
     batches: Tensor  # how many they are
+    updates: Tensor  # of the codebook so far, int64
 
     def __init__(
         self,
-        decay: float = 0.99,  # γ, in [0, 1)
+        decay: float | None = None,  # γ, in [0, 1); grows with the updates when left out
         epsilon: float = 1e-5,  # Laplace smoothing of the counts; 0 switches it off
         every: int = 1,  # training batches accumulated for one update
+        memory: float = 10.0,  # samples per code up to which a growing memory reaches
     ):
         """The codebook is a buffer that follows the mean of its latents.
 
         Args:
-            decay: γ, in [0, 1)
+            decay: γ, in [0, 1); grows with the updates when left out
             epsilon: Laplace smoothing of the counts; 0 switches it off
             every: training batches accumulated for one update
+            memory: samples per code up to which a growing memory reaches
         """
         super().__init__()
-        self.decay, self.epsilon, self.every = decay, epsilon, every
+        self.decay, self.epsilon, self.every, self.memory = decay, epsilon, every, memory
 
     def extra_repr(self) -> str:
         "What `repr` says between the brackets."
-        return f"decay={self.decay:g}, epsilon={self.epsilon:g}, every={self.every}"
+        said = f"memory={self.memory:g}" if self.decay is None else f"decay={self.decay:g}"
+        return f"{said}, epsilon={self.epsilon:g}, every={self.every}"
 
     def attach(self, codebook: Tensor) -> None:
         """Start the statistics consistently with a codebook (codebook_size, dim): counts 1, sums
@@ -169,7 +181,8 @@ class EMALearning(CodebookLearning):
         for name, start in (("count", count), ("total", total),
                             ("new_count", torch.zeros_like(count)),
                             ("new_total", torch.zeros_like(total)),
-                            ("batches", torch.tensor(0, device=codebook.device))):
+                            ("batches", torch.tensor(0, device=codebook.device)),
+                            ("updates", torch.tensor(0, device=codebook.device))):
             if name in self._buffers: getattr(self, name).copy_(start)
             else: self.register_buffer(name, start)
 
@@ -182,6 +195,12 @@ class EMALearning(CodebookLearning):
             if old is not None and new is not None and new.element_size() < 4:
                 self._buffers[name] = old.to(new.device)
         return self
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kw: Any) -> None:
+        "A state of an older version counts as one of long training."
+        if f"{prefix}count" in state_dict:
+            state_dict.setdefault(f"{prefix}updates", torch.full_like(self.updates, _LONG))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kw)
 
     def losses(self, z: Tensor, q: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         "Only the commitment: the codebook needs no gradient."
@@ -207,9 +226,17 @@ class EMALearning(CodebookLearning):
         self.batches += 1
         if self.batches >= self.every: self._move(codebook)
 
+    def _share(self) -> Tensor | float:
+        "Weight of the new latents in the averages, 1 − γ."
+        if self.decay is not None: return 1 - self.decay
+        longest = self.memory * len(self.count) / self.new_count.sum()
+        return 1 / torch.minimum((self.updates + 3) / 3, longest.clamp(min=10))
+
     def _move(self, codebook: Tensor) -> None:
+        self.updates += 1
+        share = self._share()
         for running, new in ((self.count, self.new_count), (self.total, self.new_total)):
-            running.mul_(self.decay).add_(new, alpha=1 - self.decay)
+            running.mul_(1 - share).add_(new * share)
             new.zero_()
         self.batches.zero_()
         everything, smoothing = self.count.sum(), len(codebook) * self.epsilon
@@ -224,40 +251,70 @@ class EMALearning(CodebookLearning):
         self.new_count[codes], self.new_total[codes] = 0.0, 0.0
 
 # %% ../../nbs/quantizers/03_learning.ipynb #cell-019
+def _check_after(value: Any, name: str) -> int | None:
+    return None if value is None else check_count(value, name)
+
+
 class Revival(Component):
-    """Move codes that were idle for many steps onto latents of the current batch.
+    """Move codes that were idle for long onto latents of the current batch.
 
     Source: (Razavi et al. 2019).
     """
-    after = Setting(check_count)
+    after = Setting(_check_after)
+    samples_per_code = Setting(check_positive)
 
-    step: Tensor  # training steps so far
+    step: Tensor  # training steps so far, int64
     idle: Tensor  # steps since each code was last chosen, int64, (codebook_size,)
+    latents: Tensor  # latents seen so far, int64
+    unchosen: Tensor  # latents since each code was last chosen, int64, (codebook_size,)
 
     def __init__(
         self,
-        after: int = 100,  # training steps without being chosen after which a code is dead
+        # training steps without being chosen after which a code is dead; counted in latents when
+        # left out
+        after: int | None = None,
         seed: int = 0,  # which latents are taken
+        samples_per_code: float = 10.0,  # latents per code after which an idle code is dead
     ):
-        """Move codes that were idle for many steps onto latents of the current batch.
+        """Move codes that were idle for long onto latents of the current batch.
 
         Args:
-            after: training steps without being chosen after which a code is dead
+            after: training steps without being chosen after which a code is dead; counted in
+                latents when left out
             seed: which latents are taken
+            samples_per_code: latents per code after which an idle code is dead
         """
         super().__init__()
-        self.after, self.seed = after, seed
+        self.after, self.seed, self.samples_per_code = after, seed, samples_per_code
         self.register_buffer("step", torch.tensor(0))
+        self.register_buffer("latents", torch.tensor(0))
 
     def extra_repr(self) -> str:
         "What `repr` says between the brackets."
-        return f"after={self.after}, seed={self.seed}"
+        limit = (f"samples_per_code={self.samples_per_code:g}" if self.after is None
+                 else f"after={self.after}")
+        return f"{limit}, seed={self.seed}"
 
     def attach(self, codebook: Tensor) -> None:
         "Start counting for a codebook (codebook_size, dim)."
-        idle = torch.zeros(len(codebook), dtype=torch.int64, device=codebook.device)
-        if "idle" in self._buffers: self.idle.copy_(idle)
-        else: self.register_buffer("idle", idle)
+        self.latents.zero_()
+        for name in ("idle", "unchosen"):
+            start = torch.zeros(len(codebook), dtype=torch.int64, device=codebook.device)
+            if name in self._buffers: getattr(self, name).copy_(start)
+            else: self.register_buffer(name, start)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kw: Any) -> None:
+        "A state of an older version counts as one of long training."
+        if f"{prefix}idle" in state_dict:
+            state_dict.setdefault(f"{prefix}latents", torch.full_like(self.latents, _LONG))
+            state_dict.setdefault(f"{prefix}unchosen", torch.zeros_like(self.unchosen))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kw)
+
+    def _dead(self) -> Tensor:
+        "Which codes have been idle for too long, bool, (codebook_size,)."
+        if self.after is not None: return self.idle >= self.after
+        limit = math.ceil(self.samples_per_code * len(self.idle))
+        return (self.unchosen >= limit) | (2 * self.unchosen >= self.latents)
 
     @torch.no_grad()
     def revive(
@@ -266,7 +323,7 @@ class Revival(Component):
         z: Tensor,  # latents of one batch, (N, dim)
         indices: Tensor,  # their codes, (N,)
     ) -> Tensor:  # which codes were revived, bool, (codebook_size,)
-        """Count idle steps and replace codes that reached the limit.
+        """Count idle steps and latents; replace dead codes, at most one for each latent.
 
         Args:
             codebook: (codebook_size, dim), changed in place
@@ -276,16 +333,24 @@ class Revival(Component):
         Returns:
             which codes were revived, bool, (codebook_size,)
         """
-        used = sum_over_ranks(torch.bincount(indices, minlength=len(codebook))) > 0
-        self.idle.add_(1)[used] = 0
+        counts = sum_over_ranks(torch.bincount(indices, minlength=len(codebook)))
+        new, used = counts.sum(), counts > 0
         self.step += 1
-        dead = self.idle >= self.after
-        if dead.any():
-            pool, needed = rows_of_all_ranks(z), int(dead.sum())
-            generator = step_generator(self.seed, int(self.step))
-            rounds = [torch.randperm(len(pool), generator=generator)
-                      for _ in range(-(-needed // len(pool)))]
-            order = torch.cat(rounds)[:needed].to(pool.device)
-            codebook[dead] = pool[order].to(codebook.dtype)
-            self.idle[dead] = 0
+        self.latents += new
+        self.idle.add_(1).masked_fill_(used, 0)
+        self.unchosen.add_(new).masked_fill_(used, 0)
+        dead = self._dead()
+        if dead.any(): dead = self._replace(codebook, rows_of_all_ranks(z), dead)
         return dead
+
+    def _replace(self, codebook: Tensor, pool: Tensor, dead: Tensor) -> Tensor:
+        "Put dead codes (bool, (codebook_size,)) onto different rows of (N, dim); which were."
+        generator = step_generator(self.seed, int(self.step))
+        order = torch.randperm(len(pool), generator=generator).to(pool.device)
+        codes = dead.nonzero().flatten()
+        if len(codes) > len(pool):
+            drawn = torch.randperm(len(codes), generator=generator)[:len(pool)]
+            codes = codes[drawn.to(codes.device)]
+        codebook[codes] = pool[order[:len(codes)]].to(codebook.dtype)
+        self.idle[codes], self.unchosen[codes] = 0, 0
+        return torch.zeros_like(dead).index_fill_(0, codes, True)
