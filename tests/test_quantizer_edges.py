@@ -662,3 +662,13 @@ def test_fsq_needs_no_cumulative_product():
     names = [str(node.target) for node in program.run_decompositions().graph.nodes]
     assert not [name for name in names if "prod" in name]
     assert torch.equal(program.module()(latents((7,))), Tokens()(latents((7,))))
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_shapes_on_meta_and_under_vmap(name):
+    quantizer, stack = QUANTIZERS[name]().eval(), latents((2, 20))
+    for found, expected in zip(torch.func.vmap(lambda z: quantizer(z)[:2])(stack),
+                               quantizer(stack)[:2]):
+        assert torch.equal(found, expected)
+    z_q, indices, _ = quantizer.to("meta")(stack.to("meta"))
+    assert z_q.shape == stack.shape and indices.shape == (2, 20) and z_q.is_meta
