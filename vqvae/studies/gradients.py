@@ -7,6 +7,7 @@ __all__ = ['ESTIMATORS', 'MINIMA', 'COMMITMENTS', 'IMAGE_TASKS', 'LEARNING_RATES
            'tuning_study', 'best_settings', 'summarize', 'differences', 'plot']
 
 # %% ../../nbs/studies/06_gradients.ipynb #cell-002
+import itertools
 import math
 from collections.abc import Callable
 from functools import lru_cache
@@ -323,16 +324,22 @@ LEARNING_RATES = {"digits conv": (3e-3, 6e-3, 1.2e-2), "digits transformer": (5e
                   "patches transformer": (1.5e-3, 3e-3, 6e-3)}
 
 
+# where the best value was at an edge: more learning rates, more weights
+_MORE: dict[tuple[str, str], tuple[tuple[float, ...], tuple[float, ...]]] = {}
+
+
 def tuning_study() -> Study:  # every estimator with every setting that was tried
     """The rows that the settings were chosen from.
 
     Returns:
         every estimator with every setting that was tried
     """
-    grid = [{"task": task, "estimator": name, "codes": 256, "learning_rate": rate,
-             "commitment": beta, "length": 0.5}
-            for task in IMAGE_TASKS for name in ESTIMATORS
-            for rate in LEARNING_RATES[task] for beta in COMMITMENTS]
+    grid = []
+    for task, name in itertools.product(IMAGE_TASKS, ESTIMATORS):
+        rates, weights = _MORE.get((task, name), ((), ()))
+        grid += [{"task": task, "estimator": name, "codes": 256, "learning_rate": rate,
+                  "commitment": beta, "length": 0.5}
+                 for rate in (*LEARNING_RATES[task], *rates) for beta in (*COMMITMENTS, *weights)]
     return Study("gradients-tuning", "Which settings for which gradient?", measure, grid,
                  seeds=(100, 101))
 
@@ -355,7 +362,7 @@ def best_settings(
 
 # %% ../../nbs/studies/06_gradients.ipynb #best
 _BEST: dict[str, dict[str, tuple[float, float]]] = {  # learning rate, β: by `best_settings`
-    task: {name: (3e-3, 0.25) for name in ESTIMATORS} for task in IMAGE_TASKS}
+    task: {name: (LEARNING_RATES[task][1], 0.25) for name in ESTIMATORS} for task in IMAGE_TASKS}
 
 # %% ../../nbs/studies/06_gradients.ipynb #cell-043
 def _known_grid() -> list[dict]:
