@@ -185,7 +185,7 @@ def test_output_in_an_encoding_without_arrows(working):
     assert fit("--data", "noise.Noise", "--epochs", "1") == 0
     run = in_new_process("fit", "--data", "noise.Noise", *MODEL, "--epochs", "2", "--lr", "0.5",
                          "--output", "run", cwd=working, PYTHONIOENCODING="cp1252")
-    assert run.returncode == 1 and "lr: 0.001 ? 0.5" in run.stderr
+    assert run.returncode == 1 and "lr: 0.003 ? 0.5" in run.stderr
 
 
 # A run's folder
@@ -242,9 +242,9 @@ def test_more_epochs_continue_a_finished_run(working, capsys):
     capsys.readouterr()
     kept = Path("run/config.yaml").read_text()
     for typed, said in [(["--epochs", "1"], "epochs: 3 → 1"),
-                        (["--epochs", "4", "--lr", "0.01"], "lr: 0.001 → 0.01"),
+                        (["--epochs", "4", "--lr", "0.01"], "lr: 0.003 → 0.01"),
                         (["--epochs", "4", "--data.samples", "16"], "data.samples: 32 → 16"),
-                        (["--epochs", "4", "--clip_norm", "1"], "clip_norm: none → 1.0"),
+                        (["--epochs", "4", "--clip_norm", "0.5"], "clip_norm: 1.0 → 0.5"),
                         (["--steps", "9"], "epochs: 3 → none; steps: none → 9")]:
         assert fit("--data", "noise.Noise", *typed) == 1
         assert said in capsys.readouterr().err and Path("run/config.yaml").read_text() == kept
@@ -283,3 +283,57 @@ def test_one_process_inside_a_job_of_several_tasks(working):
     run = in_new_process("fit", "--data", "noise.Noise", *MODEL, "--epochs", "1", "--output", "run",
                          cwd=working, **slurm)
     assert run.returncode == 0, run.stderr
+
+
+# Standardized data
+
+DIGITS = ["--data", "DigitsDataset", *MODEL]
+
+
+def test_a_run_on_standardized_data_is_saved_in_original_units(working):
+    from vqvae.data import DigitsDataset
+    from vqvae.models import VQVAE
+    from vqvae.training import Trainer
+
+    assert cli.main(["fit", *DIGITS, "--epochs", "1", "--output", "run"]) == 0
+    fitted = json.loads(Path("run/evaluation.json").read_text())
+    assert cli.evaluate("run") == fitted
+    digits = DigitsDataset()
+    raw = Trainer(VQVAE.load("run/model.safetensors")).evaluate(digits)
+    assert raw["mse"] == pytest.approx(fitted["mse"], rel=1e-4)
+    assert raw["psnr"] == pytest.approx(fitted["psnr"], rel=1e-4)
+    assert raw["dead_codes"] == fitted["dead_codes"]
+    scale = digits.standardized().standardization.scale
+    assert fitted["reconstruction"] == pytest.approx(fitted["mse"] / scale**2, rel=1e-5)
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["standardize"] is True
+    # and the run goes on as one that was not interrupted
+    assert cli.main(["fit", *DIGITS, "--epochs", "2", "--output", "run"]) == 0
+    assert cli.main(["fit", *DIGITS, "--epochs", "2", "--output", "whole"]) == 0
+    assert cli.evaluate("run") == cli.evaluate("whole")
+
+
+def test_a_run_from_before_standardization_is_evaluated_as_it_was(working, capsys):
+    typed = ["fit", *DIGITS, "--epochs", "1", "--output", "run"]
+    assert cli.main([*typed, "--standardize", "false"]) == 0
+    fitted = json.loads(Path("run/evaluation.json").read_text())
+    assert fitted["reconstruction"] == pytest.approx(fitted["mse"], rel=1e-5)
+    config = Path("run/config.yaml")
+    kept = [line for line in config.read_text().splitlines() if "standardize" not in line]
+    config.write_text("\n".join(kept))
+    assert cli.evaluate("run") == fitted
+    assert cli.main(typed) == 1 and "standardize: False → True" in capsys.readouterr().err
+    assert cli.main([*typed, "--standardize", "false"]) == 0
+
+
+def test_weights_are_those_of_the_run(working):
+    typed = ["--epochs", "1", "--output", "run", "--weights", "{commitment: 2.0}"]
+    assert cli.main(["fit", *DIGITS, *typed]) == 0
+    assert cli.evaluate("run") == json.loads(Path("run/evaluation.json").read_text())
+
+
+def test_data_that_cannot_be_standardized_are_trained_as_they_are(working, capsys):
+    (working / "noise.py").write_text(NOISE)
+    assert cli.main(["fit", "--data", "noise.Noise", *MODEL, "--epochs", "1",
+                     "--output", "run"]) == 0
+    assert "Noise does not hold its samples in memory" in capsys.readouterr().err
+    assert cli.evaluate("run") == json.loads(Path("run/evaluation.json").read_text())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from platforms import posix
 
 from vqvae.studies import version
 from vqvae.studies.run import _dumps, _pack, _unpack, run_study
@@ -180,6 +181,7 @@ def test_rows_of_a_cluster_are_those_of_one_process(cluster, own, tmp_path):
     assert len(read(tmp_path / "calls")) == before
 
 
+@posix
 def test_rows_of_a_worker_that_is_killed_go_to_the_other(cluster, own, tmp_path):
     from concurrent.futures import ThreadPoolExecutor
     address, processes = cluster

@@ -6,10 +6,12 @@ import os
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from platforms import IS_ROOT
 from torch import nn
 
 from vqvae.core import (
@@ -21,7 +23,9 @@ from vqvae.core import (
     check_positive,
     import_path,
     seeded,
+    step_generator,
 )
+from vqvae.training.step import _step_noise
 
 # Construction
 
@@ -253,14 +257,48 @@ def test_seeded_restores_the_generator_after_an_error():
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_seeded_lends_the_generator_of_the_default_device(monkeypatch):
+@pytest.fixture
+def lent(monkeypatch):
+    "What is done to the global generator of an Apple GPU, which is not there."
     calls = []
     fake = type("fake", (), {"get_rng_state": lambda: "state", "manual_seed": calls.append,
                              "set_rng_state": calls.append})
-    monkeypatch.setattr(torch, "get_default_device", lambda: torch.device("mps"))
     monkeypatch.setattr(torch, "mps", fake)
-    with seeded(3): assert calls == [3]
-    assert calls == [3, "state"]
+    return calls
+
+
+def test_seeded_lends_the_generator_of_the_default_device(monkeypatch, lent):
+    monkeypatch.setattr(torch, "get_default_device", lambda: torch.device("mps"))
+    with seeded(3): assert lent == [3]
+    assert lent == [3, "state"]
+
+
+def test_seeded_lends_the_generator_of_a_device_that_is_named(lent):
+    with seeded(3, "mps"): assert lent == [3]
+    assert lent == [3, "state"]
+
+
+def test_noise_of_a_step_lends_the_generator_of_the_fabric_device(lent):
+    fabric = SimpleNamespace(device=torch.device("mps"), global_rank=0)
+    number = step_generator(5, 2).initial_seed()
+    with _step_noise(5, 2, fabric): assert lent == [number]
+    assert lent == [number, "state"]
+
+
+@pytest.mark.parametrize("one", [np.int64(1), np.uint8(1), -1])
+def test_seeds_are_integers(one):
+    def drawn(value): return torch.rand(2, generator=step_generator(value, 3)).tolist()
+    assert drawn(one) == drawn(int(one))
+    with seeded(one): a = torch.rand(2).tolist()
+    with seeded(int(one)): assert torch.rand(2).tolist() == a
+
+
+@pytest.mark.parametrize("name", ["seed", "step", "rank"])
+@pytest.mark.parametrize("value", [1.0, 1.5, "1", True, torch.tensor(1)])
+def test_what_is_no_integer_seeds_nothing(name, value):
+    with pytest.raises(TypeError, match=f"{name} must be an int"):
+        step_generator(**{"seed": 0, "step": 0, name: value})
+    with pytest.raises(TypeError, match="seed must be an int"), seeded(value): pass
 
 
 def test_import_path_refuses_what_resolve_would_not_find():
@@ -372,7 +410,7 @@ for write in (state, text, lambda path: save_component(big, path)):
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small disk")
+@pytest.mark.skipif(sys.platform != "linux" or not IS_ROOT, reason="mounts a small disk")
 def test_a_disk_that_is_really_full(tmp_path):
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", tmp_path],
                              capture_output=True)

@@ -18,6 +18,7 @@ from vqvae.data.base import (
     encode_in_chunks,
     open_loader,
 )
+from vqvae.data.standardization import Standardization
 
 X = torch.arange(24.0).reshape(4, 3, 2)
 MASK = torch.tensor([[True, True, False]] * 4)
@@ -159,3 +160,67 @@ def test_latents_of_padding_are_left_out():
     assert torch.equal(latents, encode_in_chunks(encoder, X)[MASK.flatten()])
     assert latents.dtype == torch.float64 and len(latents) == 8
     assert torch.equal(Masked().get_initialization_batch(2), X[:2][MASK[:2]])
+
+
+# Standardized samples and a validation split
+
+def test_standardized_by_training_samples_alone():
+    train, test = 3 + 2 * torch.randn(50, 4, 5), torch.randn(9, 4, 5)
+    train[:, 0, 0] = test[:, 0, 0] = 7.0  # an element that never changes
+    original = InMemoryDataset(train, test)
+    original.data_range = 12.0
+    data = original.standardized()
+    mean = train.double().mean(0)
+    scale = (train - mean).square().mean().sqrt().item()
+    assert data.standardization.scale == pytest.approx(scale, rel=1e-6)
+    for x, z in ((train, data.train), (test, data.test)):
+        assert torch.allclose(z, ((x - mean) / scale).float(), atol=1e-5)
+        assert torch.allclose(data.standardization.restore(z), x, atol=1e-5)
+    assert data.train[:, 0, 0].abs().max() == 0 and data.data_range == 12.0
+    assert type(data) is InMemoryDataset and original.standardization is None
+    assert data.splits == original.splits and torch.equal(original.train, train)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_standardized_in_every_dtype(dtype):
+    x = torch.rand(40, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    data = InMemoryDataset(x).standardized()
+    assert data.train.dtype == dtype
+    assert data.train.double().square().mean().item() == pytest.approx(1, abs=0.02)
+    with pytest.raises(ValueError, match="5 samples that are all equal"):
+        InMemoryDataset(torch.full((5, 3), 0.3, dtype=dtype)).standardized()
+
+
+def test_what_cannot_be_standardized():
+    x = torch.rand(30, 3)
+    with pytest.raises(ValueError, match="standardized already"):
+        InMemoryDataset(x).standardized().standardized()
+    for data in (TorchDataset(TensorDataset(x)), Short()):
+        assert data.standardization is None
+        with pytest.raises(TypeError, match="InMemoryDataset"): data.standardized()
+    with pytest.raises(ValueError, match="scale"): Standardization(torch.zeros(3), 0.0)
+    with pytest.raises(ValueError, match=r"\(B, 3\), got \(30, 2\)"):
+        InMemoryDataset(x).standardized().standardization(x[:, :2])
+
+
+def test_validation_is_taken_from_training():
+    rows = torch.arange(50.0)[:, None]
+    data = InMemoryDataset(rows, rows[:5] + 100)
+    split, other = data.with_validation(0.3, seed=1), data.with_validation(0.3, seed=2)
+    both = torch.cat([split.train, split.validation])
+    assert split.splits == ("train", "validation", "test") and len(split.validation) == 15
+    assert torch.equal(both.sort(0).values, rows) and torch.equal(split.test, data.test)
+    assert torch.equal(split.validation, data.with_validation(0.3, seed=1).validation)
+    assert not torch.equal(split.validation, other.validation)
+    loader = split.get_dataloader(4, shuffle=False, split="validation")
+    assert torch.equal(torch.cat(list(loader)), split.validation)
+    standardized = split.standardized()
+    assert standardized.splits == split.splits
+    assert standardized.standardization.mean.item() == pytest.approx(split.train.mean().item())
+    assert InMemoryDataset(rows).with_validation().splits == ("train", "validation")
+    with pytest.raises(ValueError, match="already"): split.with_validation()
+    with pytest.raises(ValueError, match="split first"): data.standardized().with_validation()
+    for bad in (0.0, 1.0, 1e-9):
+        with pytest.raises(ValueError, match="fraction"): data.with_validation(bad)
+    with pytest.raises(ValueError, match="validation samples must have the shape"):
+        InMemoryDataset(rows, None, torch.zeros(4, 2))

@@ -8,7 +8,7 @@ from test_data import home, no_network  # noqa: F401 (fixtures)
 from torch.utils.data import TensorDataset
 
 import vqvae.data
-from vqvae.data.base import BaseDataset, as_batch, open_loader
+from vqvae.data.base import BaseDataset, InMemoryDataset, as_batch, open_loader
 
 CLASSES = {name: kind for name in vqvae.data.__all__
            if inspect.isclass(kind := getattr(vqvae.data, name)) and issubclass(kind, BaseDataset)
@@ -68,3 +68,17 @@ def test_contract_of_samples_and_global_generators(dataset):
 def test_contract_of_batch_sizes(dataset):
     for bad, error in ((0, ValueError), (-3, ValueError), (2.5, TypeError), ("4", TypeError)):
         with pytest.raises(error, match="batch_size"): dataset.get_dataloader(bad)
+
+
+def test_contract_of_standardization(dataset):
+    if not isinstance(dataset, InMemoryDataset):
+        with pytest.raises(TypeError, match="InMemoryDataset"): dataset.standardized()
+        return
+    data = dataset.standardized()
+    assert data.splits == dataset.splits and data.sample_shape == dataset.sample_shape
+    x = everything(data)
+    assert abs(x.square().mean().item() - 1) < 1e-3 and x.mean(0).abs().max() < 1e-4
+    for split in data.splits:
+        original = everything(dataset, shuffle=False, split=split)
+        restored = data.standardization.restore(everything(data, shuffle=False, split=split))
+        assert torch.allclose(restored, original, atol=1e-5)

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from platforms import IS_ROOT, POSIX, posix
 from safetensors.torch import load_file
 
 from vqvae.evaluation.intervals import compare_rows, summarize_rows
@@ -70,7 +71,7 @@ def test_killed_study_continues_in_another_process_and_equals_an_undisturbed_one
                               env={**os.environ, "PYTHONHASHSEED": "1"})
     wait_until(lambda: held() or killed.poll() is not None)  # as a script, which here is a module
     wait_until(lambda: len(held()) == 4)
-    killed.send_signal(signal.SIGKILL)
+    killed.kill()
     assert killed.stdout.readline().split() == versions
     study = find_study("held.py")
     assert len(stored_rows(study, "results")) == 3
@@ -110,7 +111,7 @@ def test_two_processes_give_the_rows_of_one_with_their_failures_and_end(tmp_path
     assert two.error.isna().tolist() == [True, False] * 3 and "not fixed" in two.error[1]
     for process in two.time_process.dropna().astype(int):
         assert process != os.getpid()
-        with pytest.raises(ProcessLookupError):
+        with pytest.raises(ProcessLookupError if POSIX else OSError):
             os.kill(process, 0)  # the next run imports what has changed meanwhile
     (tmp_path / "fixed").touch()
     again = run_study(study, tmp_path / "2", progress=False)  # failed rows are tried again
@@ -252,6 +253,7 @@ def deadly(end, n, seed):
 def test_row_that_kills_its_process_has_failed_and_the_others_are_measured(end, error, jobs,
                                                                            tmp_path):
     if jobs == 1 and end in ("left", "memory"): pytest.skip("the same as with two")
+    if end == "killed" and not POSIX: pytest.skip("Windows has no SIGKILL")
     study = Study("deadly", "?", deadly, [{"end": end, "n": n} for n in range(4)], seeds=(0, 1))
     for _ in range(2 if jobs == 2 and end == "killed" else 1):  # a new run tries them again
         rows = run_study(study, tmp_path, jobs=jobs, progress=False)
@@ -389,6 +391,7 @@ def test_print_config_can_be_run_again(cli, tmp_path, capsys):
     ).read_text()
 
 
+@posix
 def test_interrupted_fit_says_so_in_one_line_and_continues(cli, tmp_path):
     line = ["fit", *FIT, "--epochs", "40", "--checkpoint_every", "20", "--output"]
     running = subprocess.Popen([VQVAE, *line, "run"], stderr=subprocess.PIPE,
@@ -408,6 +411,7 @@ def test_interrupted_fit_says_so_in_one_line_and_continues(cli, tmp_path):
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
+@posix
 def test_interrupted_study_says_so_in_one_line_and_continues(held, cli):
     study = find_study("held.py")
     running = subprocess.Popen([VQVAE, "study", "run", "held.py", "--jobs", "2"],
@@ -487,7 +491,8 @@ def test_mistakes_end_in_one_line(arguments, expected, tmp_path, capsys, monkeyp
                                            for line in bar), (bar, message)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+@posix
+@pytest.mark.skipif(IS_ROOT, reason="root writes everywhere")
 def test_read_only_output(tmp_path, capsys):
     from vqvae.cli import main
     (tmp_path / "locked").mkdir(mode=0o500)

@@ -1,7 +1,10 @@
 """Training under conditions that no reader wants to see: several processes, signals, bad folders,
 precision."""
+import functools
+import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,25 +19,31 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.loggers import CSVLogger
+from platforms import IS_ROOT, posix
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import vqvae.training
 from vqvae.data.base import BaseDataset, InMemoryDataset, TorchDataset
+from vqvae.data.digits import DigitsDataset
 from vqvae.data.gaussian import GaussianDataset
 from vqvae.decoders.base import BaseDecoder
+from vqvae.decoders.conv import ConvDecoder
 from vqvae.decoders.linear import LearnedLinearDecoder
 from vqvae.decoders.pca import PCADecoder
 from vqvae.encoders.base import BaseEncoder
+from vqvae.encoders.conv import ConvEncoder
 from vqvae.encoders.linear import LearnedLinearEncoder
 from vqvae.encoders.pca import PCAEncoder
+from vqvae.evaluation.metrics import CodebookMetrics
 from vqvae.evaluation.tracking import MetricsTracker
+from vqvae.models.units import in_original_units
 from vqvae.models.vqvae import VQVAE
 from vqvae.quantizers.base import BaseQuantizer
 from vqvae.quantizers.fsq import FiniteScalarQuantizer
 from vqvae.quantizers.gumbel import GumbelSoftmaxQuantizer
 from vqvae.quantizers.learning import EMALearning, LossLearning, Revival
-from vqvae.quantizers.vq import VectorQuantizer
+from vqvae.quantizers.vq import ClassicalVectorQuantizer, VectorQuantizer
 from vqvae.training import (
     Trainer,
     default_fabric,
@@ -52,6 +61,7 @@ def cpu(**k): return Fabric(accelerator="cpu", devices=1, **k)
 def build(learning=None, revival=None, frozen=False):
     encoder, decoder = LearnedLinearEncoder(12, 4), LearnedLinearDecoder(4, 12)
     if frozen: encoder, decoder = PCAEncoder(DATA.U_k), PCADecoder(DATA.U_k)
+    learning = learning or LossLearning()
     return VQVAE(encoder, VectorQuantizer(4, 16, learning=learning, revival=revival), decoder)
 
 
@@ -92,6 +102,7 @@ def train_all(fabric, folder):
     torch.save(results, Path(folder) / f"rank{fabric.global_rank}.pt")
 
 
+@posix
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     # float64 throughout, so that another order of summation is all that remains: far below 1e-9
@@ -143,22 +154,23 @@ trainer.fit(DATA, steps=60, batch_size=32, validate_every=1, checkpoint_every=5,
 """
 
 
+@posix
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGKILL"])
 def test_interrupted_run_continues_bit_for_bit(tmp_path, how):
     script = SLOW.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "run"))
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
         if int(line) == 12: break
-    process.send_signal(how)
+    process.send_signal(getattr(signal, how))
     error = process.communicate(timeout=20)[1]
-    if how == signal.SIGINT: assert process.returncode != 0 and "stopped after step" in error
-    else: assert process.returncode == -how
+    if how == "SIGINT": assert process.returncode != 0 and "stopped after step" in error
+    else: assert process.returncode == -getattr(signal, how)
     resumed = Trainer(build(EMALearning(0.9), Revival(after=4)), schedule=schedule,
                       folder=tmp_path / "run", fabric=cpu())
     resumed.load_checkpoint()
-    assert resumed.step == 10 if how == signal.SIGKILL else 12 <= resumed.step < 60
+    assert resumed.step == 10 if how == "SIGKILL" else 12 <= resumed.step < 60
     plain = Trainer(build(EMALearning(0.9), Revival(after=4)), schedule=schedule, fabric=cpu())
     for trainer in (resumed, plain):
         trainer.fit(DATA, steps=60, batch_size=32, validate_every=1, progress=False)
@@ -172,7 +184,7 @@ class Signalling(LearnedLinearEncoder):
     how = signal.SIGINT
     def forward(self, x):
         self.calls = getattr(self, "calls", 0) + self.training
-        for _ in range(self.at.count(self.calls)): os.kill(os.getpid(), self.how)
+        for _ in range(self.at.count(self.calls)): signal.raise_signal(self.how)
         return super().forward(x)
 
 
@@ -298,7 +310,7 @@ def test_noise_of_workers_is_continued(tmp_path):
      "quantizer.codebook is (16, 4) there, (8, 4) here"),
     (dict(optimizer=lambda p: torch.optim.SGD(p, lr=0.1)), "another optimizer"),
     (dict(schedule=None), "another schedule"),
-    (dict(optimizer=lambda p: torch.optim.Adam(p, lr=1e-3, weight_decay=0.0)), "AdamW there, Adam"),
+    (dict(optimizer=lambda p: torch.optim.AdamW(p, lr=3e-3)), "Adam there, AdamW here"),
     (dict(schedule=lambda o: torch.optim.lr_scheduler.StepLR(o, 5)), "another schedule"),
     (dict(model=lambda: build(frozen=True).freeze()), "another model"),
 ])
@@ -362,9 +374,9 @@ def test_finished_run_is_given_more(tmp_path, more):
 
 OTHER = {
     "weights": (dict(weights={"codebook": 2.0}), "weights {} -> {'codebook': 2.0}"),
-    "clip_norm": (dict(clip_norm=0.5), "clip_norm None -> 0.5"),
-    "lr": (dict(optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.0)),
-           r"optimizer lr 0.001 -> 0.01 \(not taken: its state goes on\)"),
+    "clip_norm": (dict(clip_norm=0.5), "clip_norm 1.0 -> 0.5"),
+    "lr": (dict(optimizer=lambda p: torch.optim.Adam(p, lr=1e-2)),
+           r"optimizer lr 0.003 -> 0.01 \(not taken: its state goes on\)"),
     "schedule": (dict(schedule=lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.5)),
                  r"schedule gamma 0.97 -> 0.5 \(not taken"),
     "loss": (dict(loss=lambda *a: vqvae_loss(*a)), "loss vqvae.training.loss.vqvae_loss -> test_"),
@@ -460,7 +472,8 @@ def test_unwritable_folder_is_noticed_before_training(tmp_path):
     assert trainer.step == 0
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@posix
+@pytest.mark.skipif(IS_ROOT, reason="root may write everywhere")
 def test_read_only_folder(tmp_path):
     (tmp_path / "run").mkdir(mode=0o500)
     with pytest.raises(OSError, match="cannot write into folder"):
@@ -485,7 +498,7 @@ class Spoiled(LearnedLinearDecoder):
 
 
 def test_non_finite_loss_stops_before_the_step(tmp_path):
-    model = VQVAE(LearnedLinearEncoder(12, 4), VectorQuantizer(4, 16), Spoiled(4, 12))
+    model = VQVAE(LearnedLinearEncoder(12, 4), ClassicalVectorQuantizer(4, 16), Spoiled(4, 12))
     trainer = Trainer(model, folder=tmp_path, fabric=cpu())
     with pytest.raises(FloatingPointError,
                        match="training step 6: the loss is not finite: .*reconstruction"):
@@ -802,3 +815,109 @@ def test_a_bar_in_a_file_is_a_line_a_minute(capfd, monkeypatch):
 
 def test_every_name_of_the_room_can_be_had():
     for name in vqvae.training.__all__: assert getattr(vqvae.training, name) is not None
+
+
+# Standardized data
+
+def far_data(validation=False):
+    "Samples far from zero, of a scale that is far from one."
+    generator = torch.Generator().manual_seed(0)
+    shift = 5 + torch.randn(12, generator=generator)
+    x = 0.01 * torch.randn(400, 12, generator=generator) @ torch.randn(12, 12, generator=generator)
+    data = InMemoryDataset(x[:300] + shift, x[300:] + shift)
+    return data.with_validation() if validation else data
+
+
+def test_standardized_data_are_measured_in_original_units(tmp_path):
+    data = far_data().standardized()
+    raw = far_data()
+    trainer = Trainer(build(), folder=tmp_path, fabric=cpu())
+    rows = trainer.fit(data, steps=30, progress=False).frame
+    scores = trainer.evaluate(data)
+    x_recon = data.standardization.restore(trainer.model(data.test)["x_recon"])
+    error = (x_recon - raw.test).square().mean().item()
+    assert scores["mse"] == pytest.approx(error, rel=1e-3)
+    span = (raw.test.max() - raw.test.min()).item()
+    assert scores["psnr"] == pytest.approx(10 * math.log10(span**2 / error), abs=0.01)
+    assert scores["reconstruction"] == pytest.approx(
+        scores["mse"] / data.standardization.scale**2, rel=1e-6)
+    assert rows[(rows.split == "test") & (rows.metric == "mse")].value.item() == scores["mse"]
+    # what is saved takes samples as they are
+    whole = VQVAE.load(tmp_path / "model.safetensors")
+    assert torch.equal(whole.tokenize(raw.test), trainer.model.tokenize(data.test))
+    assert torch.equal(whole.detokenize(whole.tokenize(raw.test)), x_recon)
+    again = Trainer(whole, fabric=cpu()).evaluate(raw)
+    for name in ("mse", "psnr"): assert again[name] == pytest.approx(scores[name], rel=1e-3)
+    assert again["perplexity"] == scores["perplexity"]
+    data.data_range = 2.0
+    expected = 10 * math.log10(4 / scores["mse"])
+    assert trainer.evaluate(data)["psnr"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_standardized_run_continues_bit_for_bit_and_no_other_does(tmp_path):
+    data, plain = far_data().standardized(), Trainer(build(), fabric=cpu())
+    plain.fit(data, steps=20, progress=False)
+    Trainer(build(), folder=tmp_path, fabric=cpu()).fit(data, steps=8, progress=False)
+    with pytest.raises(ValueError, match="standardized=True, this run has standardized=False"):
+        Trainer(build(), folder=tmp_path, fabric=cpu()).fit(far_data(), steps=20, progress=False)
+    resumed = Trainer(build(), folder=tmp_path, fabric=cpu())
+    resumed.fit(data, steps=20, progress=False)
+    assert same(resumed.model, plain.model)
+
+
+def test_validation_split_goes_before_test():
+    trainer = Trainer(build(), fabric=cpu())
+    data = far_data(validation=True).standardized()
+    rows = trainer.fit(data, epochs=2, validate_every=1, progress=False).frame
+    assert set(rows.split) == {"train", "validation"}
+    last = rows[(rows.split == "validation") & (rows.metric == "mse")].value.iloc[-1]
+    assert last == trainer.evaluate(data, "validation")["mse"] != trainer.evaluate(data)["mse"]
+
+
+def test_data_variance_is_the_scale_of_standardized_data():
+    data = far_data().standardized()
+    grads = []
+    for raw in (False, True):
+        model = build().double()
+        x = data.train[:64].double()
+        loss = vqvae_loss
+        if raw:
+            x = data.standardization.restore(x)
+            model = in_original_units(model, data.standardization)
+            loss = functools.partial(vqvae_loss, data_variance=data.standardization.scale**2)
+        total, terms = loss(model(x), x)
+        total.backward()
+        grads.append([total.detach(), *terms.values(), *(p.grad for p in model.parameters())])
+    assert len(grads[0]) == len(grads[1]) > 5
+    for a, b in zip(*grads, strict=True): assert torch.allclose(a, b, rtol=1e-6, atol=1e-9)
+    for wrong in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="data_variance"):
+            vqvae_loss({"x_recon": x, "losses": {}}, x, data_variance=wrong)
+
+
+# Dead codes
+
+def fit_and_listen(quantizer, data, steps=150, fits=1, **options):
+    "Train on digits and give back what was warned."
+    model = VQVAE(ConvEncoder(1, 4, hidden=16), quantizer, ConvDecoder(1, 4, hidden=16))
+    trainer = Trainer(model, fabric=cpu(), **options)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for i in range(fits): trainer.fit(data, steps=steps + i, progress=False)
+    return [str(warning.message) for warning in told], trainer
+
+
+def test_a_collapsed_codebook_is_said_once():
+    told, trainer = fit_and_listen(ClassicalVectorQuantizer(4, 128), DigitsDataset(), fits=3)
+    assert len(told) == 1 and re.match(r"\d+ of 128 codes are dead", told[0]), told
+    for remedy in ("dataset.standardized()", "VectorQuantizer(dim, codebook_size)", "fewer codes"):
+        assert remedy in told[0]
+    counts = CodebookMetrics(128).update(trainer.model.tokenize(DigitsDataset().train)).counts
+    assert (counts == 0).sum() >= 0.25 * 128
+
+
+def test_a_healthy_codebook_and_a_short_try_are_not_spoken_of():
+    data = DigitsDataset().standardized()
+    assert fit_and_listen(VectorQuantizer(4, 64), data)[0] == []
+    assert fit_and_listen(ClassicalVectorQuantizer(4, 64), data, steps=99)[0] == []
+    assert fit_and_listen(FiniteScalarQuantizer([16, 16, 16, 16]), data)[0] == []

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     )
     from .data import (
         BaseDataset, DigitsDataset, GaussianDataset, ImageFolderDataset, ImagePatchDataset,
-        InMemoryDataset, OpenMLImageDataset, TorchDataset, as_dataset,
+        InMemoryDataset, OpenMLImageDataset, Standardization, TorchDataset, as_dataset,
     )
     from .decoders import (
         BaseDecoder, ConvDecoder, LearnedLinearDecoder, PCADecoder, TransformerDecoder,
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
         sample_init, uniform_init,
     )
     from .models import (
-        VQVAE, check_saving, load_component, save_component,
+        StandardizedDecoder, StandardizedEncoder, VQVAE, check_saving, in_original_units,
+        in_standardized_units, load_component, save_component,
     )
     from .quantizers import (
         BaseQuantizer, ChannelFirst, ClassicalVectorQuantizer, CodebookLearning,
@@ -49,8 +50,8 @@ _MODULES = (
 _NAMES = {
     "data": [
         "BaseDataset", "DigitsDataset", "GaussianDataset", "ImageFolderDataset",
-        "ImagePatchDataset", "InMemoryDataset", "OpenMLImageDataset", "TorchDataset",
-        "as_dataset",
+        "ImagePatchDataset", "InMemoryDataset", "OpenMLImageDataset", "Standardization",
+        "TorchDataset", "as_dataset",
     ],
     "decoders": [
         "BaseDecoder", "ConvDecoder", "LearnedLinearDecoder", "PCADecoder", "TransformerDecoder",
@@ -63,7 +64,8 @@ _NAMES = {
         "sample_init", "uniform_init",
     ],
     "models": [
-        "VQVAE", "check_saving", "load_component", "save_component",
+        "StandardizedDecoder", "StandardizedEncoder", "VQVAE", "check_saving",
+        "in_original_units", "in_standardized_units", "load_component", "save_component",
     ],
     "quantizers": [
         "BaseQuantizer", "ChannelFirst", "ClassicalVectorQuantizer", "CodebookLearning",
@@ -88,15 +90,16 @@ __all__ = [
     "GumbelSoftmaxQuantizer", "ImageFolderDataset", "ImagePatchDataset", "InMemoryDataset",
     "Initializer", "LearnedLinearDecoder", "LearnedLinearEncoder", "LinearLogits",
     "LossLearning", "OpenMLImageDataset", "PCADecoder", "PCAEncoder",
-    "ProjectionVectorQuantizer", "Revival", "RotationVectorQuantizer", "Stepper",
-    "TorchDataset", "Trainer", "TransformerDecoder", "TransformerEncoder", "VQVAE",
-    "VectorQuantizer", "__version__", "as_dataset", "check_saving", "check_weights",
-    "codebook_covariance", "data", "decoders", "default_fabric", "encoders", "evaluation",
-    "expand_mask", "explorers", "initialization", "kmeans_init", "load_component", "models",
-    "nearest_codes", "normal_init", "projection", "quantizers", "rd_gaussian_init",
-    "read_checkpoint", "replace_gradient", "rotation", "rotation_tangent",
-    "rotation_unscaled", "sample_init", "save_component", "straight_through", "studies",
-    "theory", "training", "uniform_init", "vqvae_loss",
+    "ProjectionVectorQuantizer", "Revival", "RotationVectorQuantizer", "Standardization",
+    "StandardizedDecoder", "StandardizedEncoder", "Stepper", "TorchDataset", "Trainer",
+    "TransformerDecoder", "TransformerEncoder", "VQVAE", "VectorQuantizer", "__version__",
+    "as_dataset", "check_saving", "check_weights", "codebook_covariance", "data",
+    "decoders", "default_fabric", "encoders", "evaluation", "expand_mask", "explorers",
+    "in_original_units", "in_standardized_units", "initialization", "kmeans_init",
+    "load_component", "models", "nearest_codes", "normal_init", "projection", "quantizers",
+    "rd_gaussian_init", "read_checkpoint", "replace_gradient", "rotation",
+    "rotation_tangent", "rotation_unscaled", "sample_init", "save_component",
+    "straight_through", "studies", "theory", "training", "uniform_init", "vqvae_loss",
 ]
 
 

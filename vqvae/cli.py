@@ -93,8 +93,12 @@ def _fit_parser() -> ArgumentParser:
                         help="passes over the training samples; or give --steps")
     parser.add_argument("--steps", type=int | None, default=None, help="training steps")
     parser.add_argument("--batch_size", type=int, default=64, help="samples per step")
-    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of AdamW")
-    parser.add_argument("--clip_norm", type=float | None, default=None, help="longest gradient")
+    parser.add_argument("--standardize", type=bool, default=True,
+                        help="whether samples held in memory are standardized for training; what "
+                        "is saved is in their own units")
+    parser.add_argument("--lr", type=float, default=3e-3, help="learning rate of Adam")
+    parser.add_argument("--clip_norm", type=float | None, default=1.0,
+                        help="longest gradient; null: not clipped")
     parser.add_argument("--weights", type=dict[str, float] | None, default=None,
                         help="weights of loss terms, for example '{commitment: 0.5}'")
     parser.add_argument("--precision", type=str, default="32-true",
@@ -194,7 +198,7 @@ def config_changes(
     Returns:
         'option: old → new'
     """
-    old, new = _flat(old), _flat(new)
+    old, new = ({"standardize": False, **_flat(options)} for options in (old, new))
     changes = {name: (old.get(name), new.get(name)) for name in {**old, **new}
                if old.get(name) != new.get(name)}
     for name in ("checkpoint_every", *({"base"} - {*old})): changes.pop(name, None)
@@ -253,9 +257,12 @@ def _save_figures(model: Any, trainer: Any, data: Any, folder: Path) -> None:
 
     from vqvae.evaluation import figures
     from vqvae.evaluation.metrics import CodebookMetrics
+    from vqvae.models.units import in_original_units
 
     _pyplot()
     x, quantizer = data.samples(min(512, len(data))), model.quantizer
+    if data.standardization:
+        x, model = data.standardization.restore(x), in_original_units(model, data.standardization)
     with torch.no_grad(): outputs = model.eval()(trainer.fabric.to_device(x))
     counts = CodebookMetrics(quantizer.codebook_size).update(outputs["indices"]).counts
     codebook = getattr(quantizer, "codebook", None)
@@ -280,14 +287,25 @@ def _initialize(model: Any, data: Any, options: Namespace) -> None:
 
 def _trainer(model: Any, options: Namespace, folder: Path) -> Any:
     "The trainer that the options describe: one process, whatever a cluster's variables say."
-    from torch.optim import AdamW
+    from torch.optim import Adam
 
     from vqvae.training.step import default_fabric
     from vqvae.training.trainer import Trainer
 
-    return Trainer(model, optimizer=lambda p: AdamW(p, lr=options.lr, weight_decay=0.0),
+    return Trainer(model, optimizer=lambda p: Adam(p, lr=options.lr),
                    weights=options.weights, clip_norm=options.clip_norm,
                    fabric=default_fabric(options.precision), folder=folder, seed=options.seed)
+
+
+def _data(data: Any, options: Namespace) -> Any:
+    "What is trained on: standardized, if that is asked for and the samples are in memory."
+    from vqvae.data.base import InMemoryDataset
+
+    if not options.standardize or data.standardization: return data
+    if isinstance(data, InMemoryDataset): return data.standardized()
+    print(f"{type(data).__name__} does not hold its samples in memory: they are not standardized",
+          file=sys.stderr)
+    return data
 
 
 def _held_out(data: Any) -> str:
@@ -327,17 +345,18 @@ def fit(
         if options.initializer and not hasattr(built.model.quantizer, "initialize"):
             raise ValueError(f"{type(built.model.quantizer).__name__} has no codebook that "
                              "--initializer could set")
+        data = _data(built.data, options)
         claim_folder(folder, config_text(options, base, folder))
         if options.initializer and not (folder / "checkpoint.pt").exists():
-            _initialize(built.model, built.data, options)
+            _initialize(built.model, data, options)
         trainer = _trainer(built.model, options, folder)
-        trainer.fit(built.data, epochs=options.epochs, steps=options.steps,
+        trainer.fit(data, epochs=options.epochs, steps=options.steps,
                     batch_size=options.batch_size, checkpoint_every=options.checkpoint_every)
-        scores = trainer.evaluate(built.data, _held_out(built.data))
+        scores = trainer.evaluate(data, _held_out(data))
         finite = {name: v if math.isfinite(v) else None for name, v in scores.items()}
         with atomic_path(folder / "evaluation.json") as temporary:
             temporary.write_text(json.dumps(finite, indent=1), encoding="utf-8")
-        _save_figures(built.model, trainer, built.data, folder)
+        _save_figures(built.model, trainer, data, folder)
     print(f"results in {options.output}")
     return scores
 
@@ -359,14 +378,18 @@ def evaluate(
     config = folder / "config.yaml"
     if not config.is_file():
         raise FileNotFoundError(f"{run} holds no config.yaml: name a folder that `vqvae fit` made")
+    from vqvae.models.units import in_standardized_units
     from vqvae.models.vqvae import VQVAE
     from vqvae.training.trainer import Trainer
 
     parser = _fit_parser()
     with chdir(config_base(config) or Path.cwd()), _functions_by_name():
-        data = parser.instantiate(parser.parse_path(config)).data
-        model = VQVAE.load(folder / "model.safetensors")
-        return Trainer(model).evaluate(data, split or _held_out(data))
+        options = parser.parse_path(config)
+        options.standardize = _read_config(config).get("standardize", False)
+        data = _data(parser.instantiate(options).data, options)
+        model = in_standardized_units(VQVAE.load(folder / "model.safetensors"))
+        trainer = Trainer(model, weights=options.weights)
+        return trainer.evaluate(data, split or _held_out(data))
 
 # %% ../nbs/01_cli.ipynb #cell-013
 def _print_table(table: Any) -> None:

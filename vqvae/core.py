@@ -161,21 +161,27 @@ def check_count(
     return int(value)
 
 # %% ../nbs/00_core.ipynb #cell-009
+_ANY = -2**63  # the least that an integer of PyTorch or NumPy can be
+
+
 @contextmanager
 def seeded(
-    seed: int,  # seed of the lent generator
+    seed: int,  # seed of the lent generators
+    device: torch.device | str | None = None,  # `torch.get_default_device()` when left out
 ) -> Iterator[None]:
-    """Run a block with PyTorch's global CPU generator seeded, and restore its state afterwards.
+    """Run a block with PyTorch's global generators of the CPU and of a device seeded, and restore
+    their states afterwards.
 
-    Inside of `torch.device("cuda")` or the like, where layers draw on that device, its
-    generator
-    is lent, too.
+    Without a device given it is the one on which layers draw, as inside of
+    `torch.device("cuda")`.
 
     Args:
-        seed: seed of the lent generator
+        seed: seed of the lent generators
+        device: `torch.get_default_device()` when left out
     """
-    device = torch.get_default_device().type
-    backend = None if device in ("cpu", "meta") else getattr(torch, device)
+    seed = check_count(seed, "seed", least=_ANY)
+    kind = torch.device(torch.get_default_device() if device is None else device).type
+    backend = None if kind in ("cpu", "meta") else getattr(torch, kind)
     states = torch.get_rng_state(), backend and backend.get_rng_state()
     try:
         torch.default_generator.manual_seed(seed)
@@ -204,6 +210,8 @@ def step_generator(
     Returns:
         freshly seeded from all three numbers
     """
+    for value, name in ((seed, "seed"), (step, "step"), (rank, "rank")):
+        check_count(value, name, least=_ANY)
     digest = hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()
     return torch.Generator(device=device).manual_seed(int.from_bytes(digest[:7], "big"))
 

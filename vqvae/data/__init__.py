@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BaseDataset', 'DigitsDataset', 'GaussianDataset', 'ImageFolderDataset', 'ImagePatchDataset', 'InMemoryDataset',
-           'OpenMLImageDataset', 'TorchDataset', 'as_dataset']
+           'OpenMLImageDataset', 'Standardization', 'TorchDataset', 'as_dataset']
 
 # %% ../../nbs/data/index.ipynb #cell-002
 from .base import BaseDataset, InMemoryDataset, TorchDataset, as_dataset
@@ -13,8 +13,9 @@ from .folder import ImageFolderDataset
 from .gaussian import GaussianDataset
 from .openml import OpenMLImageDataset
 from .patches import ImagePatchDataset
+from .standardization import Standardization
 
 # %% ../../nbs/data/index.ipynb #cell-003
 _all_ = ["BaseDataset", "DigitsDataset", "GaussianDataset", "ImageFolderDataset",
-         "ImagePatchDataset", "InMemoryDataset", "OpenMLImageDataset", "TorchDataset",
-         "as_dataset"]
+         "ImagePatchDataset", "InMemoryDataset", "OpenMLImageDataset", "Standardization",
+         "TorchDataset", "as_dataset"]

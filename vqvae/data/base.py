@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..core import check_count, check_finite, evaluating, seeded, step_generator
+from .standardization import Standardization, fit_standardization
 
 # %% ../../nbs/data/00_base.ipynb #cell-005
 class Batch(NamedTuple):
@@ -123,6 +124,9 @@ class BaseDataset(ABC):
     # names of the splits that `get_dataloader` knows
     splits: tuple[str, ...] = ("train",)
 
+    # how the samples were standardized; None where they are in their own units
+    standardization: Standardization | None = None
+
     @abstractmethod
     def get_dataloader(
         self,
@@ -196,6 +200,11 @@ class BaseDataset(ABC):
             if encoder is not None: parts.append(encode_in_chunks(encoder, x, mask=mask))
             else: parts.append(x if mask is None else x[mask])
         return torch.cat(parts)
+
+    def standardized(self) -> "InMemoryDataset":
+        "Samples about zero with mean square one: of an `InMemoryDataset`, else a `TypeError`."
+        raise TypeError(f"{type(self).__name__} does not hold its samples in memory: standardize "
+                        "InMemoryDataset(train, test), or in get_dataloader")
 
     def _first_batches(self, n: int, seed: int) -> list[Batch]:
         "Batches of `n` training samples together, in an order that depends on the seed."
@@ -283,7 +292,8 @@ def _collate(batch: Any) -> Tensor: return batch  # `__getitems__` returns a who
 
 # %% ../../nbs/data/00_base.ipynb #cell-019
 class InMemoryDataset(BaseDataset):
-    """Samples held as two tensors, `train` and `test`.
+    """Samples held as tensors: `train`, `test` and `validation`, the last two only if there are
+    any.
 
     Raises `TypeError` for integers, `ValueError` when samples are empty, not finite or unlike.
     """
@@ -292,19 +302,72 @@ class InMemoryDataset(BaseDataset):
         self,
         train: Any,  # training samples, (n, *sample_shape): a floating-point tensor or NumPy array
         test: Any = None,  # test samples, (n_test, *sample_shape), likewise
+        validation: Any = None,  # samples for choices, (n_validation, *sample_shape), likewise
     ):
-        """Samples held as two tensors, `train` and `test`.
+        """Samples held as tensors: `train`, `test` and `validation`, the last two only if there
+        are any.
 
         Args:
             train: training samples, (n, *sample_shape): a floating-point tensor or NumPy array
             test: test samples, (n_test, *sample_shape), likewise
+            validation: samples for choices, (n_validation, *sample_shape), likewise
         """
         self.train: Tensor = check_samples(train, "train")
-        self.test: Tensor | None = None if test is None else check_samples(test, "test")
-        if self.test is not None and self.test.shape[1:] != self.train.shape[1:]:
-            raise ValueError("test samples must have the shape of training samples, "
-                             f"{tuple(self.train.shape[1:])}, got {tuple(self.test.shape[1:])}")
-        self.splits = ("train",) if self.test is None else ("train", "test")
+        self.test = self._held_out(test, "test")
+        self.validation = self._held_out(validation, "validation")
+        self.splits = tuple(self._parts())
+
+    def _held_out(self, x: Any, name: str) -> Tensor | None:
+        "Samples of another split, as tensor of the shape of training samples."
+        if x is None: return None
+        x = check_samples(x, name)
+        if x.shape[1:] != self.train.shape[1:]:
+            raise ValueError(f"{name} samples must have the shape of training samples, "
+                             f"{tuple(self.train.shape[1:])}, got {tuple(x.shape[1:])}")
+        return x
+
+    def _parts(self) -> dict[str, Tensor]:
+        "The samples of each split."
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: x for name, x in parts.items() if x is not None}
+
+    def _made_of(self, parts: Mapping[str, Tensor]) -> "InMemoryDataset":
+        "A dataset of other samples with the same `data_range`, if there is one."
+        made = InMemoryDataset(**parts)
+        if hasattr(self, "data_range"): made.data_range = self.data_range  # type: ignore
+        return made
+
+    def standardized(self) -> "InMemoryDataset":
+        """The same samples minus the mean training sample, over the root mean square of the rest.
+
+        All splits by the statistics of the training samples, which `standardization` holds.
+        Raises `ValueError` when all training samples are equal, or are standardized already."""
+        if self.standardization is not None: raise ValueError("the data are standardized already")
+        standardization = fit_standardization(self.train)
+        made = self._made_of({name: standardization(x) for name, x in self._parts().items()})
+        made.standardization = standardization
+        return made
+
+    def with_validation(
+        self,
+        fraction: float = 0.2,  # share of the training samples that becomes the validation split
+        seed: int = 0,  # which samples
+    ) -> "InMemoryDataset":
+        """The same samples, some of the training samples as a validation split.
+
+        Raises `ValueError` when a side would be empty, when there is such a split, or when the data
+        are standardized: a mean of validation samples would be among what is trained on.
+
+        Args:
+            fraction: share of the training samples that becomes the validation split
+            seed: which samples
+        """
+        if self.validation is not None: raise ValueError("there is a validation split already")
+        if self.standardization is not None:
+            raise ValueError("split first, standardize then: data.with_validation().standardized()")
+        rest, chosen = split_rows(len(self), fraction, seed, name="fraction")
+        return self._made_of({**self._parts(), "train": self.train[rest],
+                              "validation": self.train[chosen]})
 
     def __len__(self) -> int: return len(self.train)
 
@@ -318,7 +381,7 @@ class InMemoryDataset(BaseDataset):
         batch_size: int,  # samples per batch
         shuffle: bool = True,  # whether the order is random
         *,
-        split: str = "train",  # 'train' or 'test'
+        split: str = "train",  # one of `splits`
         seed: int = 0,  # the order depends on this alone
         drop_last: bool = False,  # leave out a last batch that is smaller than the others
     ) -> DataLoader:  # yields tensors (B, *sample_shape)
@@ -329,14 +392,14 @@ class InMemoryDataset(BaseDataset):
         Args:
             batch_size: samples per batch
             shuffle: whether the order is random
-            split: 'train' or 'test'
+            split: one of `splits`
             seed: the order depends on this alone
             drop_last: leave out a last batch that is smaller than the others
 
         Returns:
             yields tensors (B, *sample_shape)
         """
-        x = {"train": self.train, "test": self.test}.get(split)
+        x = self._parts().get(split)
         if x is None: raise ValueError(f"split must be one of {list(self.splits)}, got {split!r}")
         generator = torch.Generator().manual_seed(seed)
         return DataLoader(_Rows(x), check_count(batch_size, "batch_size"), shuffle=shuffle,
@@ -440,6 +503,7 @@ def split_rows(
     n: int,  # number of samples
     test_fraction: float = 0.2,  # share of the samples held out, in (0, 1)
     seed: int = 0,  # which samples are held out
+    name: str = "test_fraction",  # how messages call the share
 ) -> tuple[Tensor, Tensor]:  # row numbers of the training and of the test samples, each ascending
     """Split row numbers in two at random; raises `ValueError` when one side would be empty.
 
@@ -447,15 +511,16 @@ def split_rows(
         n: number of samples
         test_fraction: share of the samples held out, in (0, 1)
         seed: which samples are held out
+        name: how messages call the share
 
     Returns:
         row numbers of the training and of the test samples, each ascending
     """
     if not 0 < test_fraction < 1:
-        raise ValueError(f"test_fraction must lie between 0 and 1, got {test_fraction}")
+        raise ValueError(f"{name} must lie between 0 and 1, got {test_fraction}")
     n_test = round(n * test_fraction)
     if not 0 < n_test < n:
-        raise ValueError(f"{n} samples with test_fraction={test_fraction} "
+        raise ValueError(f"{n} samples with {name}={test_fraction} "
                          f"leave {n - n_test} to train on and {n_test} to test")
     rows = torch.randperm(n, generator=step_generator(seed, 0))
     return rows[n_test:].sort().values, rows[:n_test].sort().values

@@ -29,7 +29,7 @@ from ..initialization.rate_distortion import rd_gaussian_init
 from ..initialization.uniform import uniform_init
 from ..models.vqvae import VQVAE
 from ..quantizers.estimators import rotation, straight_through
-from ..quantizers.learning import Revival
+from ..quantizers.learning import LossLearning, Revival
 from ..quantizers.vq import VectorQuantizer
 from ..training.trainer import Trainer
 
@@ -113,7 +113,8 @@ def collapse_trainer(
     codes: int = 32,  # codebook size
     seed: int = 0,  # of weights, codebook and the order of the data
 ) -> Trainer:  # that has not begun
-    """A linear VQ-VAE with latents in the plane, ready to be trained.
+    """A linear VQ-VAE with latents in the plane, its codebook learned by loss, ready to be
+    trained.
 
     Args:
         initialization: uniform, k-means or rate–distortion
@@ -130,6 +131,7 @@ def collapse_trainer(
     decoder = LearnedLinearDecoder(2, (1, 8, 8), seed=seed)
     after = CHOICES["revival"][revival]
     quantizer = VectorQuantizer(2, codes, estimator=CHOICES["estimator"][estimator],
+                                learning=LossLearning(),
                                 revival=None if after is None else Revival(after, seed))
     latents = data.get_initialization_batch(500, encoder, seed)
     quantizer.initialize(CHOICES["initialization"][initialization], latents,
@@ -182,7 +184,9 @@ def record_run(
         run["latents"].append(_thousandths(z[:shown]))
         counts = torch.bincount(indices.flatten(), minlength=quantizer.codebook_size)
         run["counts"].append(counts.tolist())
-        for name in ("reconstruction", "codebook"): run[name].append(float(f"{losses[name]:.4g}"))
+        # the commitment has the value of the codebook loss, which not every rule names
+        for name, term in (("reconstruction", "reconstruction"), ("codebook", "commitment")):
+            run[name].append(float(f"{losses[term]:.4g}"))
     return run
 
 # %% ../../nbs/explorers/06_collapse.ipynb #cell-011

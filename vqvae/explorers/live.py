@@ -23,7 +23,7 @@ import ipywidgets as widgets
 import torch
 
 from ..core import check_count, evaluating
-from ..data.base import BaseDataset
+from ..data.base import BaseDataset, as_batch, open_loader
 from ..data.digits import DigitsDataset
 from ..data.gaussian import GaussianDataset
 from ..decoders.conv import ConvDecoder
@@ -135,9 +135,9 @@ def live_trainer(
 
 # %% ../../nbs/explorers/07_live_training.ipynb #cell-010
 def _held_out(data: BaseDataset) -> torch.Tensor:  # at most 500 samples
-    "Test samples if there are any."
-    test = getattr(data, "test", None)
-    return (data.samples(min(500, len(data))) if test is None else test)[:500]
+    "Of the test split, if there is one."
+    if "test" not in data.splits: return data.samples(min(500, len(data)))
+    return as_batch(next(iter(open_loader(data, 500, shuffle=False, split="test")))).x[:500]
 
 
 def training_picture(

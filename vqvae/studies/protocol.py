@@ -139,9 +139,7 @@ def train(
     trainer = Trainer(model, optimizer=lambda p: torch.optim.Adam(p, lr=learning_rate),
                       schedule=lambda o: LinearLR(o, 1.0, 1 / steps, steps), weights=weights,
                       clip_norm=1.0, seed=seed)
-    # without the other splits: they are measured once, by `scores`
-    data = InMemoryDataset(task_data(task, standardize).train)
-    trainer.fit(data, steps=steps, batch_size=batch_size, progress=False)
+    trainer.fit(task_data(task, standardize), steps=steps, batch_size=batch_size, progress=False)
     return trainer
 
 

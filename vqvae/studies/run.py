@@ -154,9 +154,19 @@ def _lost(key: str, configuration: dict, error: BaseException) -> Row:
 def _end_with(parent: int) -> None:
     "Make this process end when the one that started it is killed: nobody would take its row."
     def watch():
-        while os.getppid() == parent: time.sleep(1)
+        _wait_for_end(parent)
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _wait_for_end(parent: int) -> None:
+    "Return when this process's parent has ended; on Windows `getppid` names it for ever."
+    if sys.platform == "win32":
+        import _winapi
+        handle = _winapi.OpenProcess(_winapi.SYNCHRONIZE, False, parent)
+        _winapi.WaitForSingleObject(handle, _winapi.INFINITE)
+    else:
+        while os.getppid() == parent: time.sleep(1)
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..core import check_positive
+
 # %% ../../nbs/training/01_loss.ipynb #cell-005
 # by term; every other term counts once
 DEFAULT_WEIGHTS = {"codebook": 1.0, "commitment": 0.25, "kl": 5e-4}
@@ -73,19 +75,24 @@ def vqvae_loss(
     outputs: Mapping[str, Any],
     x: Tensor,  # the samples, (B, *sample)
     weights: Mapping[str, float] | None = None,  # by term, instead of those in DEFAULT_WEIGHTS
+    data_variance: float = 1.0,  # mean square of the data about their mean; 1: in data units
 ) -> tuple[Tensor, dict[str, Tensor]]:  # weighted total, and the unweighted terms by name
     """The training loss and its terms.
 
-    Under a mask the reconstruction is compared at real positions only. Raises `ValueError` for
-    unlike shapes, an unknown name, or a weight that is negative or not finite.
+    The reconstruction term is in units of the data's variance. Under a mask it is compared at
+    real
+    positions only. Raises `ValueError` for unlike shapes, an unknown name, a variance that is
+    not
+    positive, or a weight that is negative or not finite.
 
-    Source: van den Oord et al. 2017, equation 3.
+    Source: van den Oord et al. 2017, equation 3, with means for sums.
 
     Args:
         outputs: of a VQVAE: `x_recon` (B, *sample), `losses`, named scalar terms, and perhaps
             `mask`
         x: the samples, (B, *sample)
         weights: by term, instead of those in DEFAULT_WEIGHTS
+        data_variance: mean square of the data about their mean; 1: in data units
 
     Returns:
         weighted total, and the unweighted terms by name
@@ -96,7 +103,8 @@ def vqvae_loss(
                          f"{tuple(x_recon.shape)}")
     error = x_recon - x
     if mask is not None: error = error[expand_mask(mask, x)]
-    terms = {"reconstruction": error.square().mean(), **outputs["losses"]}
+    reconstruction = error.square().mean() / check_positive(data_variance, "data_variance")
+    terms = {"reconstruction": reconstruction, **outputs["losses"]}
     known, given = {**DEFAULT_WEIGHTS, **terms}, check_weights(weights)
     for name in given:
         if name not in known:

@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..core import check_positive, evaluating, seeded, step_generator
 from ..data.base import Batch, as_batch
+from ..data.standardization import Standardization
 from ..evaluation.metrics import CodebookMetrics, mse
 from ..models.vqvae import VQVAE
 from .loss import check_weights, expand_mask, vqvae_loss
@@ -79,14 +80,10 @@ def iterate_batches(loader: Iterable[Any], seed: int) -> Iterator[Batch]:
 # %% ../../nbs/training/03_step.ipynb #cell-009
 @contextmanager
 def _step_noise(seed: int, step: int, fabric: Fabric) -> Iterator[None]:
-    """Lend seeded global generators, of CPU and GPU, for one training step; each process has its
-    own."""
+    """Lend seeded global generators, of the CPU and of the fabric's device, for one training step;
+    each process has its own."""
     number = step_generator(seed, step, rank=fabric.global_rank).initial_seed()
-    devices = [fabric.device] if fabric.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.default_generator.manual_seed(number)
-        if devices: torch.cuda.manual_seed(number)
-        yield
+    with seeded(number, fabric.device): yield
 
 # %% ../../nbs/training/03_step.ipynb #cell-012
 def _size(batch: Batch) -> float:
@@ -204,9 +201,9 @@ class Counted(NamedTuple):
     mask: Tensor | None  # bool, (B, *grid)
 
 
-def _adamw(parameters: list[nn.Parameter]) -> Optimizer:
+def _adam(parameters: list[nn.Parameter]) -> Optimizer:
     "The optimizer used when none is given."
-    return torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0)
+    return torch.optim.Adam(parameters, lr=3e-3)
 
 
 def _name_of(function: Any) -> str:
@@ -239,12 +236,12 @@ class Stepper:
         *,
         # (outputs, x, weights) -> (total, named unweighted terms)
         loss: Loss = vqvae_loss,
-        # parameters -> optimizer; AdamW, lr 1e-3, no weight decay when left out
+        # parameters -> optimizer; Adam with lr 3e-3 when left out
         optimizer: Callable[[list[nn.Parameter]], Optimizer] | None = None,
         # optimizer -> schedule, advanced at every step
         schedule: Callable[[Optimizer], LRScheduler] | None = None,
         weights: Mapping[str, float] | None = None,  # of loss terms by name
-        clip_norm: float | None = None,  # longest gradient; not clipped when left out
+        clip_norm: float | None = 1.0,  # longest gradient; None: not clipped
         # device, precision, processes, loggers; `default_fabric()` when left out
         fabric: Fabric | None = None,
         seed: int = 0,  # of the noise in training steps
@@ -255,10 +252,10 @@ class Stepper:
         Args:
             model: trained in place; `torch.compile(model)` is taken, too
             loss: (outputs, x, weights) -> (total, named unweighted terms)
-            optimizer: parameters -> optimizer; AdamW, lr 1e-3, no weight decay when left out
+            optimizer: parameters -> optimizer; Adam with lr 3e-3 when left out
             schedule: optimizer -> schedule, advanced at every step
             weights: of loss terms by name
-            clip_norm: longest gradient; not clipped when left out
+            clip_norm: longest gradient; None: not clipped
             fabric: device, precision, processes, loggers; `default_fabric()` when left out
             seed: of the noise in training steps
         """
@@ -279,7 +276,7 @@ class Stepper:
             "loss": _name_of(loss), "weights": self.weights, "clip_norm": clip_norm,
             "precision": str(self.fabric.strategy.precision.precision),
             "processes": self.fabric.world_size}
-        self._set_up(given, optimizer or _adamw, schedule)
+        self._set_up(given, optimizer or _adam, schedule)
 
     def _set_up(self, model: nn.Module, optimizer: Callable[[list[nn.Parameter]], Optimizer],
                 schedule: Callable[[Optimizer], LRScheduler] | None) -> None:
@@ -380,12 +377,17 @@ class Stepper:
 
 # %% ../../nbs/training/03_step.ipynb #cell-024
 def measure(fabric: Fabric, model: VQVAE, loss: Loss, weights: Mapping[str, float],
-             batches: Iterable[Batch], data_range: float | None = None) -> dict[str, float]:
-    "Terms averaged over all samples, codes counted over all of them, in evaluation mode."
+             batches: Iterable[Batch], data_range: float | None = None,
+             standardization: Standardization | None = None) -> dict[str, float]:
+    """Terms averaged over all samples, codes counted over all of them, in evaluation mode.
+
+    The `mse` and the `psnr` of standardized samples are in original units."""
+    scale = 1.0 if standardization is None else standardization.scale
     totals, low, high = Totals(model.quantizer.codebook_size), math.inf, -math.inf
     with evaluating(model):
         for batch in batches:
-            real = _real_values(batch.x, batch.mask)
+            original = standardization.restore(batch.x) if standardization else batch.x
+            real = _real_values(original, batch.mask)
             low, high = min(low, real.min().item()), max(high, real.max().item())
             part = _moved(_share(batch, fabric), fabric, model)
             if len(part.x) == 0: continue
@@ -396,7 +398,7 @@ def measure(fabric: Fabric, model: VQVAE, loss: Loss, weights: Mapping[str, floa
                        outputs["indices"], outputs["z"], outputs["z_q_hard"], part.mask)
     totals = gather_totals(fabric, totals)
     values = totals.averages()
-    error, span = values.pop("mse"), data_range or high - low or 1.0
+    error, span = scale**2 * values.pop("mse"), data_range or high - low or 1.0
     return {**values, **totals.codes.compute(), "mse": error,
             "psnr": 10 * math.log10(span**2 / error) if error > 0 else math.inf}
 

@@ -9,18 +9,22 @@ __all__ = ['Trainer']
 import operator
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..core import check_count, step_generator
 from ..data.base import BaseDataset, as_dataset, open_loader
+from ..data.standardization import Standardization
+from ..evaluation.metrics import used_counts
 from ..evaluation.tracking import MetricsTracker
 from ..models.io import check_saving
+from ..models.units import in_original_units
 from ..models.vqvae import VQVAE
 from vqvae.training.checkpoint import (
     Checkpoint,
@@ -94,6 +98,36 @@ def _length(dataset: BaseDataset) -> int | None:
     try: return len(dataset)
     except TypeError: return None
 
+# %% ../../nbs/training/02_trainer.ipynb #dead-def
+_DEAD_SHARE = 0.25  # of the codes: from here on it is said
+_JUDGED_AFTER = 100  # steps
+_PER_CODE = 10  # latents that must have been seen for each code
+
+
+def _latest(
+    rows: list[Tensor],  # how often each code was chosen, by interval, (codebook_size,) each
+    enough: int,  # latents
+) -> list[Tensor]:  # as few of the last rows as hold enough latents, or all of them
+    "The last intervals of a training that hold enough latents together."
+    while sum(int(counts.sum()) for counts in rows[1:]) >= enough: rows = rows[1:]
+    return rows
+
+
+def _dead_codes(
+    counts: Tensor,  # how often each code was chosen of late, (codebook_size,)
+    standardized: bool,  # whether the data are
+    revived: bool,  # whether dead codes are
+) -> str | None:  # a warning where a large share of the codes was not chosen
+    "What to say about codes that nothing chooses."
+    chosen, size = used_counts(counts), counts.numel()
+    latents, dead = int(chosen.sum()), size - int((chosen > 0).sum())
+    if latents < _PER_CODE * size or dead < _DEAD_SHARE * size: return None
+    remedies = [] if standardized else ["standardize the data (dataset.standardized())"]
+    if not revived:
+        remedies.append("revive dead codes, as VectorQuantizer(dim, codebook_size) does")
+    return (f"{dead} of {size} codes are dead: the last {latents} latents of the training chose "
+            f"none of them. What helps: {', '.join([*remedies, 'fewer codes'])}")
+
 # %% ../../nbs/training/02_trainer.ipynb #cell-035
 class Trainer(Stepper):
     """Train a `VQVAE` on any device, at any precision, in any number of processes; stopped, it
@@ -108,15 +142,16 @@ class Trainer(Stepper):
         *,
         # (outputs, x, weights) -> (total, named unweighted terms)
         loss: Loss = vqvae_loss,
-        # parameters -> optimizer; AdamW, lr 1e-3, no weight decay when left out
+        # parameters -> optimizer; Adam with lr 3e-3 when left out
         optimizer: Callable[[list[nn.Parameter]], Optimizer] | None = None,
         # optimizer -> schedule, advanced at every step
         schedule: Callable[[Optimizer], LRScheduler] | None = None,
         weights: Mapping[str, float] | None = None,  # of loss terms by name
-        clip_norm: float | None = None,  # longest gradient; not clipped when left out
+        clip_norm: float | None = 1.0,  # longest gradient; None: not clipped
         # device, precision, processes, loggers; one device, chosen automatically, when left out
         fabric: Fabric | None = None,
-        # for checkpoint.pt, metrics.csv and model.safetensors; none when left out
+        # for checkpoint.pt, metrics.csv and model.safetensors, the model in original units; none
+        # when left out
         folder: str | Path | None = None,
         seed: int = 0,  # of the order of the data and of the noise in training steps
     ):
@@ -126,13 +161,14 @@ class Trainer(Stepper):
         Args:
             model: trained in place; parts to be held still are frozen before
             loss: (outputs, x, weights) -> (total, named unweighted terms)
-            optimizer: parameters -> optimizer; AdamW, lr 1e-3, no weight decay when left out
+            optimizer: parameters -> optimizer; Adam with lr 3e-3 when left out
             schedule: optimizer -> schedule, advanced at every step
             weights: of loss terms by name
-            clip_norm: longest gradient; not clipped when left out
+            clip_norm: longest gradient; None: not clipped
             fabric: device, precision, processes, loggers; one device, chosen automatically, when
                 left out
-            folder: for checkpoint.pt, metrics.csv and model.safetensors; none when left out
+            folder: for checkpoint.pt, metrics.csv and model.safetensors, the model in original
+                units; none when left out
             seed: of the order of the data and of the noise in training steps
         """
         super().__init__(model, loss=loss, optimizer=optimizer, schedule=schedule, weights=weights,
@@ -145,11 +181,13 @@ class Trainer(Stepper):
         self._validated = -1  # step of the last validation
         self._saved = -1, 0.0  # step and time of the last checkpoint
         self._totals = Totals(self.model.quantizer.codebook_size)
+        self._recent: list[Tensor] = []  # how often each code was chosen in the last rows
+        self._said = False  # whether dead codes were spoken of
 
     def fit(
         self,
-        # trained on its training split, validated on its test split if there is one; what
-        # `as_dataset` takes
+        # trained on its training split, validated on its validation split, else on its test split
+        # if there is one; what `as_dataset` takes
         dataset: Any,
         *,
         # train until this many epochs are done, counted from the very beginning; or give
@@ -162,16 +200,19 @@ class Trainer(Stepper):
         checkpoint_every: int | None = None,
         progress: bool = True,  # whether to show a progress bar
         resume: bool = True,  # continue from the folder's checkpoint if there is one
-    ) -> MetricsTracker:  # rows of split 'train' (averages since the row before) and 'test'
+    ) -> MetricsTracker:  # rows of 'train' (averages since the row before), 'validation', 'test'
         """Train; the model is left in evaluation mode.
+
+        The loss of standardized data is in standardized units, `mse` and `psnr` are in original
+        ones. Warns, once, when a quarter of a learned codebook is dead.
 
         Raises `FloatingPointError` when a loss or gradient is not finite, `KeyboardInterrupt` after
         Ctrl-C or SIGTERM, once a checkpoint is written, and `ValueError` for a checkpoint or data
         that do not continue the run. Warns about options that differ from the checkpoint's.
 
         Args:
-            dataset: trained on its training split, validated on its test split if there is one;
-                what `as_dataset` takes
+            dataset: trained on its training split, validated on its validation split, else on its
+                test split if there is one; what `as_dataset` takes
             epochs: train until this many epochs are done, counted from the very beginning; or give
             steps: train until this many steps are done, counted likewise
             batch_size: samples per step, over all processes together
@@ -181,14 +222,14 @@ class Trainer(Stepper):
             resume: continue from the folder's checkpoint if there is one
 
         Returns:
-            rows of split 'train' (averages since the row before) and 'test'
+            rows of 'train' (averages since the row before), 'validation', 'test'
         """
         data = as_dataset(dataset)
         plan = _plan(self.folder, epochs=epochs, steps=steps, batch_size=batch_size,
                      validate_every=validate_every, checkpoint_every=checkpoint_every)
         self.options["validate_every"] = plan.validate_every
-        self._prepare({"batch_size": plan.batch_size, "samples": _length(data), "seed": self.seed},
-                      resume)
+        self._prepare({"batch_size": plan.batch_size, "samples": _length(data), "seed": self.seed,
+                       "standardized": data.standardization is not None}, resume)
         total = plan.steps or (plan.epochs or 0) * self._epoch_length(data, plan) or None
         shown = progress and self.fabric.is_global_zero
         with locked(self.folder if self.fabric.is_global_zero else None):
@@ -196,27 +237,28 @@ class Trainer(Stepper):
                 try: self._train(data, plan, request, bar)
                 finally: self._leave()
                 self._log_train()
-                self._save_run()
+                self._save_run(data.standardization)
                 self._stop_if_asked(request)
             self._validate(data)
             if self.folder is not None: self.save_checkpoint()
+        self._say_dead_codes(data.standardization is not None)
         return self.tracker
 
     def evaluate(
         self,
         dataset: Any,  # any dataset; only its own split is read
-        split: str = "test",  # 'train' or 'test'
+        split: str = "test",  # one of the dataset's `splits`
         batch_size: int = 256,  # samples at a time, over all processes together
     ) -> dict[str, float]:  # loss, its terms, everything of CodebookMetrics, mse, psnr (dB)
         """Measure a whole split in evaluation mode; nothing is changed.
 
-        `samples` counts codes, one per position of the grid. The PSNR's range is the
-        dataset's `data_range` if it has one, else the largest minus
-        the smallest value of the split.
+        `samples` counts codes, one per position of the grid. `mse` and `psnr` are in the original
+        units of standardized data. The PSNR's range is the dataset's `data_range` if it has one,
+        else the largest minus the smallest value of the split.
 
         Args:
             dataset: any dataset; only its own split is read
-            split: 'train' or 'test'
+            split: one of the dataset's `splits`
             batch_size: samples at a time, over all processes together
 
         Returns:
@@ -226,7 +268,8 @@ class Trainer(Stepper):
         loader = open_loader(data, check_count(batch_size, "batch_size"), shuffle=False,
                              split=split)
         return measure(self.fabric, self.model, self.loss, self.weights,
-                        iterate_batches(loader, self.seed), getattr(data, "data_range", None))
+                       iterate_batches(loader, self.seed), getattr(data, "data_range", None),
+                       data.standardization)
 
     def save_checkpoint(
         self,
@@ -315,7 +358,7 @@ class Trainer(Stepper):
             path = self.folder / "checkpoint.pt"
             if resume and self.step == 0 and path.exists(): self.load_checkpoint(path, data_key)
         for name, value in data_key.items():
-            if self.data_key and self.data_key[name] != value:
+            if self.data_key and self.data_key.get(name, value) != value:
                 raise ValueError(f"the run began with {name}={self.data_key[name]}, got "
                                  f"{name}={value}: make a new Trainer")
         self.data_key = data_key
@@ -391,11 +434,23 @@ class Trainer(Stepper):
         codes = totals.codes.compute()
         self._record("train", {**totals.averages(), "perplexity": codes["perplexity"],
                                "usage": codes["usage"]})
+        if hasattr(self.model.quantizer, "initialize"):
+            enough = _PER_CODE * self.model.quantizer.codebook_size
+            self._recent = _latest([*self._recent, totals.codes.counts], enough)
+
+    def _say_dead_codes(self, standardized: bool) -> None:
+        "Warn, once, when a large share of a learned codebook is dead."
+        if self._said or self.step < _JUDGED_AFTER or not self._recent: return
+        revived = getattr(self.model.quantizer, "revival", None) is not None
+        told = _dead_codes(sum(self._recent[1:], self._recent[0]), standardized, revived)
+        self._said = told is not None
+        if told and self.fabric.is_global_zero: warnings.warn(told, stacklevel=3)
 
     def _validate(self, dataset: BaseDataset) -> None:
-        "A row for the test split, if there is one."
-        if "test" in dataset.splits and self._validated != self.step:
-            self._record("test", self.evaluate(dataset))
+        "A row for the validation split, else for the test split, if there is one."
+        split = next((name for name in ("validation", "test") if name in dataset.splits), None)
+        if split and self._validated != self.step:
+            self._record(split, self.evaluate(dataset, split))
             self._validated = self.step
         self._write_metrics()
         self._leave()
@@ -406,11 +461,13 @@ class Trainer(Stepper):
         if self.fabric.is_global_zero:
             for logger in self.fabric.loggers: logger.save()
 
-    def _save_run(self) -> None:
-        "Checkpoint and model."
+    def _save_run(self, standardization: Standardization | None) -> None:
+        "Checkpoint and model, the latter for samples in original units."
         if self.folder is None: return
         self.save_checkpoint()
-        if self.fabric.is_global_zero: self.model.save(self.folder / "model.safetensors")
+        if not self.fabric.is_global_zero: return
+        model = in_original_units(self.model, standardization) if standardization else self.model
+        model.save(self.folder / "model.safetensors")
 
     def _write_metrics(self) -> None:
         "Write the rows so far."
