@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from platforms import recent_compiler
 from test_quantizers import DIM, QUANTIZERS, SIZE, codes, every_quantizer, latents
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -638,6 +639,7 @@ def test_training_compiles_without_graph_break_where_nothing_moves(name):
     assert torch.equal(compiled(z)[0], quantizer(z)[0])
 
 
+@recent_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["VQ", "VQ EMA revival", "Gumbel"])
 def test_training_compiles_with_equal_state_where_something_moves(name):

@@ -287,7 +287,8 @@ class GumbelSoftmaxQuantizer(CodebookQuantizer):
     def current_temperature(self) -> float:
         "τ at the current step; raises `ValueError` if it is not above zero."
         if torch.compiler.is_compiling(): return self.temperature_at(self.step)
-        return self.temperature_at(0 if self.step.is_meta else int(self.step))  # meta has shapes only
+        # on meta nothing has a value
+        return self.temperature_at(0 if self.step.is_meta else int(self.step))
 
     def forward(
         self,
