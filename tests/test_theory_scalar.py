@@ -359,7 +359,7 @@ def test_never_below_the_limit():
 def test_law_of_small_cells(name):
     source = SOURCES[name][0]()
     low, high = _support(source)
-    for cells in (1e5, 4e5):
+    for cells in (7e4, 1.4e5):
         step = (high - low) / cells
         q = uniform_threshold(source, step)
         tolerance = 1e-5 if name == "uniform" else 1e-9  # cells cut by the ends

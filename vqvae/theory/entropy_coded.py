@@ -73,8 +73,8 @@ def _curve(source: ScalarSource) -> Callable[[float], tuple[float, float]]:
 
     @cache
     def small() -> tuple[float, float, float]:
-        q, h = _equal_cells(source, fine, reach), source.integral(lambda x, p: torch.special.entr(p))
-        entropy = h.item() / math.log(2)
+        q = _equal_cells(source, fine, reach)
+        entropy = source.integral(lambda x, p: torch.special.entr(p)).item() / math.log(2)
         return (entropy, q.entropy.item() - entropy + math.log2(fine),
                 12 * q.distortion.item() / fine**2 - 1)
 

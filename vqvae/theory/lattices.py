@@ -295,7 +295,7 @@ def entropy_coded_lattice(
 
 
 def _above_limit(x: Tensor, q: Tensor, nats: Tensor) -> EntropyCodedLattice:
-    "From vectors, their lattice points, (blocks, n, k), and the lengths of their codes, (blocks, n)."
+    "From vectors and lattice points, (blocks, n, k), and the lengths of their codes, (blocks, n)."
     bits = nats / (x.shape[-1] * math.log(2))
     error = (x - q * (x * q).mean() / q.square().mean().clamp(min=1e-300)).square().mean(-1)
     D = error.mean()

@@ -281,8 +281,8 @@ def lloyd_max(
     For a log-concave density (`source.log_concave`) it is the only stationary one, hence the
     best; for others there may be several, and this is one of them. Raises `TypeError` and
     `ValueError` unless `levels` is an integer from 1 to 2^20, `RuntimeError` where the
-    iteration does
-    not settle. Source: Max 1960; Lloyd 1982; uniqueness: Kieffer 1983.
+    iteration
+    does not settle. Source: Max 1960; Lloyd 1982; uniqueness: Kieffer 1983.
 
     Args:
         source: density; `gaussian_source()`, `scalar_source(p, low, high)`, ...
