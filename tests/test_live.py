@@ -77,7 +77,7 @@ async def until(condition):
 
 
 @pytest.mark.parametrize("chosen", [
-    {"revival": "after 20 idle steps"}, {"learning": "moving average"},
+    {"revival": "none"}, {"learning": "loss"},
     {"quantizer": "Gumbel-softmax"}], ids=str)
 def test_run_stop_run_is_one_run(chosen):
     live = made(every=5, **chosen)
@@ -97,7 +97,7 @@ def test_run_stop_run_is_one_run(chosen):
         live.buttons["Stop"].click()
 
     in_thread(asyncio.run, press())
-    data = DigitsDataset()
+    data = DigitsDataset().standardized()
     options = {name: control.value for name, control in live.controls.items()}
     whole = live_trainer(options, data)
     whole.fit(data, steps=live.trainer.step, batch_size=64, progress=False)

@@ -27,6 +27,7 @@ import vqvae.training
 from vqvae.data.base import BaseDataset, InMemoryDataset, TorchDataset
 from vqvae.data.digits import DigitsDataset
 from vqvae.data.gaussian import GaussianDataset
+from vqvae.data.patches import ImagePatchDataset
 from vqvae.decoders.base import BaseDecoder
 from vqvae.decoders.conv import ConvDecoder
 from vqvae.decoders.linear import LearnedLinearDecoder
@@ -921,3 +922,16 @@ def test_a_healthy_codebook_and_a_short_try_are_not_spoken_of():
     assert fit_and_listen(VectorQuantizer(4, 64), data)[0] == []
     assert fit_and_listen(ClassicalVectorQuantizer(4, 64), data, steps=99)[0] == []
     assert fit_and_listen(FiniteScalarQuantizer([16, 16, 16, 16]), data)[0] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [DigitsDataset, ImagePatchDataset])
+def test_the_shortest_thing_keeps_its_codes(make):
+    data = make().standardized()
+    model = VQVAE(ConvEncoder(1, 4), VectorQuantizer(4, 256), ConvDecoder(1, 4))
+    trainer = Trainer(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # nothing is said of dead codes
+        trainer.fit(data, steps=300, progress=False)
+    assert trainer.evaluate(data, "train")["usage"] >= 0.95
+    assert trainer.evaluate(data)["usage"] >= 0.95

@@ -292,8 +292,7 @@ def _collate(batch: Any) -> Tensor: return batch  # `__getitems__` returns a who
 
 # %% ../../nbs/data/00_base.ipynb #cell-019
 class InMemoryDataset(BaseDataset):
-    """Samples held as tensors: `train`, `test` and `validation`, the last two only if there are
-    any.
+    """Samples held as tensors: `train`, and, if there are any, `test` and `validation`.
 
     Raises `TypeError` for integers, `ValueError` when samples are empty, not finite or unlike.
     """
@@ -304,8 +303,7 @@ class InMemoryDataset(BaseDataset):
         test: Any = None,  # test samples, (n_test, *sample_shape), likewise
         validation: Any = None,  # samples for choices, (n_validation, *sample_shape), likewise
     ):
-        """Samples held as tensors: `train`, `test` and `validation`, the last two only if there
-        are any.
+        """Samples held as tensors: `train`, and, if there are any, `test` and `validation`.
 
         Args:
             train: training samples, (n, *sample_shape): a floating-point tensor or NumPy array

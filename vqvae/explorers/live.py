@@ -38,18 +38,16 @@ from ..quantizers.base import BaseQuantizer
 from ..quantizers.estimators import projection, rotation, straight_through
 from ..quantizers.fsq import FiniteScalarQuantizer, bound
 from ..quantizers.gumbel import GumbelSoftmaxQuantizer
-from ..quantizers.learning import EMALearning, LossLearning, Revival
+from ..quantizers.learning import EMALearning, LossLearning
 from ..quantizers.vq import VectorQuantizer
 from ..training.trainer import Trainer
 
 # %% ../../nbs/explorers/07_live_training.ipynb #cell-005
 def _vector_quantizer(options: dict[str, Any]) -> BaseQuantizer:
-    after = CHOICES["revival"][options["revival"]]
-    revival = None if after is None else Revival(after, options["seed"])
     return VectorQuantizer(2, options["codes"],
                            estimator=CHOICES["estimator"][options["estimator"]],
                            learning=CHOICES["learning"][options["learning"]](),
-                           revival=revival, seed=options["seed"])
+                           revival=CHOICES["revival"][options["revival"]], seed=options["seed"])
 
 
 def _finite_scalar(options: dict[str, Any]) -> BaseQuantizer:
@@ -61,9 +59,12 @@ def _gumbel(options: dict[str, Any]) -> BaseQuantizer:
     return GumbelSoftmaxQuantizer(2, options["codes"], seed=options["seed"])
 
 
+def _standardized_digits() -> BaseDataset: return DigitsDataset().standardized()
+
+
 CHOICES: dict[str, dict[str, Any]] = {
     "data": {
-        "digits": DigitsDataset,
+        "digits": _standardized_digits,
         "Gaussian": partial(GaussianDataset, d=64, k=2, n_samples=2000),
     },
     "encoder": {
@@ -86,8 +87,8 @@ CHOICES: dict[str, dict[str, Any]] = {
         "rotation": rotation,
         "projection": projection,
     },
-    "learning": {"loss": LossLearning, "moving average": EMALearning},
-    "revival": {"none": None, "after 20 idle steps": 20, "after 100 idle steps": 100},
+    "learning": {"moving average": EMALearning, "loss": LossLearning},
+    "revival": {"of dead codes": True, "none": False},
 }
 USED = {"nearest codeword": {"initialization", "estimator", "learning", "revival"},
         "finite scalar": set(), "Gumbel-softmax": {"initialization"}}
@@ -106,8 +107,7 @@ def _coder(options: dict[str, Any], shape: tuple[int, ...]) -> tuple:
 
 
 def _trainer(model: VQVAE, lr: float, seed: int) -> Trainer:
-    return Trainer(model, optimizer=lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=0.0),
-                   seed=seed)
+    return Trainer(model, optimizer=lambda p: torch.optim.Adam(p, lr=lr), seed=seed)
 
 
 def live_trainer(
@@ -144,7 +144,7 @@ def training_picture(
     trainer: Trainer,  # of a model with latents of at least two dimensions
     data: BaseDataset,  # whose held-out samples are shown
 ) -> Any:  # a figure of Matplotlib
-    """Codebook and latents, perplexity, reconstruction loss.
+    """Codebook and latents, perplexity, squared error.
 
     Args:
         trainer: of a model with latents of at least two dimensions
@@ -175,11 +175,13 @@ def training_picture(
 
 
 def _draw_history(trainer: Trainer, axes: dict[str, Any]) -> None:
-    "Perplexity and reconstruction loss, of held-out samples if there are any."
+    "Perplexity and squared error, of held-out samples if there are any."
     from vqvae.evaluation.figures import plot_training
     frame: Any = trainer.tracker.frame
-    frame = frame[frame["split"] == ("test" if "test" in set(frame["split"]) else "train")]
-    for metric, name in (("perplexity", "perplexity"), ("reconstruction", "loss")):
+    tested = "test" in set(frame["split"])
+    frame = frame[frame["split"] == ("test" if tested else "train")]
+    for metric, name in (("perplexity", "perplexity"),
+                         ("mse" if tested else "reconstruction", "loss")):
         if len(frame): plot_training(frame, metric, axes[name])
         axes[name].set(title="", ylabel=metric if name == "perplexity" else "squared error")
         if axes[name].get_legend(): axes[name].get_legend().remove()
@@ -264,7 +266,7 @@ def _controls(chosen: dict[str, Any]) -> dict[str, Any]:
         name: widgets.Dropdown(options=list(options), description=name, **look)
         for name, options in CHOICES.items()}
     controls["codes"] = widgets.IntSlider(32, 2, 256, description="codes", **late)
-    controls["lr"] = widgets.FloatLogSlider(1e-3, min=-5, max=-0.5, description="learning rate",
+    controls["lr"] = widgets.FloatLogSlider(3e-3, min=-5, max=-0.5, description="learning rate",
                                             readout_format=".1e", **late)
     controls["seed"] = widgets.BoundedIntText(0, 0, 2**31 - 1, description="seed", **look)
     for name, value in chosen.items():

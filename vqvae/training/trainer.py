@@ -124,7 +124,7 @@ def _dead_codes(
     if latents < _PER_CODE * size or dead < _DEAD_SHARE * size: return None
     remedies = [] if standardized else ["standardize the data (dataset.standardized())"]
     if not revived:
-        remedies.append("revive dead codes, as VectorQuantizer(dim, codebook_size) does")
+        remedies.append("revive dead codes (VectorQuantizer(dim, codebook_size) does)")
     return (f"{dead} of {size} codes are dead: the last {latents} latents of the training chose "
             f"none of them. What helps: {', '.join([*remedies, 'fewer codes'])}")
 
