@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from platforms import posix
+from platforms import posix, recent_compiler
 from safetensors import safe_open
 from safetensors.torch import save_file
 from test_core import Computed
@@ -131,6 +131,7 @@ def test_save_and_load(pair, name, tmp_path):
     assert [p.name for p in (tmp_path / "folder").iterdir()] == ["model.safetensors"]
 
 
+@recent_compiler
 @pytest.mark.parametrize("pair", PAIRS)
 def test_compiles_in_evaluation_without_graph_break(pair):
     torch._dynamo.reset()
