@@ -325,7 +325,14 @@ LEARNING_RATES = {"digits conv": (3e-3, 6e-3, 1.2e-2), "digits transformer": (5e
 
 
 # where the best value was at an edge: more learning rates, more weights
-_MORE: dict[tuple[str, str], tuple[tuple[float, ...], tuple[float, ...]]] = {}
+_MORE: dict[tuple[str, str], tuple[tuple[float, ...], tuple[float, ...]]] = {
+    ("digits conv", "rotation, tangent"): ((2.4e-2,), ()),
+    ("digits transformer", "rotation, tangent"): ((2.5e-3,), (4.0,)),
+    ("digits transformer", "projection"): ((2.5e-3,), (4.0,)),
+    ("patches conv", "rotation, unscaled"): ((2.4e-2,), ()),
+    ("patches transformer", "rotation"): ((7.5e-4,), (4.0,)),
+    ("patches transformer", "rotation, tangent"): ((7.5e-4,), ()),
+    ("patches transformer", "projection"): ((7.5e-4,), ())}
 
 
 def tuning_study() -> Study:  # every estimator with every setting that was tried
@@ -362,7 +369,22 @@ def best_settings(
 
 # %% ../../nbs/studies/06_gradients.ipynb #best
 _BEST: dict[str, dict[str, tuple[float, float]]] = {  # learning rate, β: by `best_settings`
-    task: {name: (LEARNING_RATES[task][1], 0.25) for name in ESTIMATORS} for task in IMAGE_TASKS}
+    "digits conv": {
+        "straight-through": (6e-3, 0.05), "rotation": (6e-3, 0.05),
+        "rotation, unscaled": (6e-3, 0.05), "rotation, tangent": (1.2e-2, 0.0),
+        "projection": (6e-3, 0.05)},
+    "digits transformer": {
+        "straight-through": (1e-2, 0.25), "rotation": (1e-2, 0.25),
+        "rotation, unscaled": (1e-2, 0.25), "rotation, tangent": (5e-3, 1.0),
+        "projection": (5e-3, 1.0)},
+    "patches conv": {
+        "straight-through": (6e-3, 0.05), "rotation": (6e-3, 0.25),
+        "rotation, unscaled": (1.2e-2, 0.05), "rotation, tangent": (6e-3, 0.0),
+        "projection": (6e-3, 0.25)},
+    "patches transformer": {
+        "straight-through": (3e-3, 0.25), "rotation": (1.5e-3, 1.0),
+        "rotation, unscaled": (3e-3, 0.05), "rotation, tangent": (1.5e-3, 0.05),
+        "projection": (1.5e-3, 0.25)}}
 
 # %% ../../nbs/studies/06_gradients.ipynb #cell-043
 def _known_grid() -> list[dict]:
