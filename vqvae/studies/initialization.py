@@ -199,6 +199,7 @@ def _untrained() -> list[dict]:
 def _rates(init: str, samples: int | None = None, codebook_size: int = 256) -> tuple[float, ...]:
     rates = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
     if init == "uniform": return rates[1:]
+    if codebook_size == 16: return rates
     return (0.001, *rates[:-1]) if samples and codebook_size == 1024 else rates[:-1]
 
 
@@ -217,10 +218,11 @@ def _trained() -> list[dict]:
 
 
 def _patient() -> list[dict]:
-    "Five times the steps, rates without the highest."
+    "Five times the steps, rates without the highest (but for sample)."
     starts = ("uniform", "sample", "sample/2", "water-filled")
     return ([_row("equal", 128, 256, init, learning="loss", learning_rate=rate, steps=1000)
-             for init in starts for rate in _rates(init)[:-1]]
+             for init in starts
+             for rate in _rates(init)[:5 if init == "sample" else -1]]
             + [_row("equal", 128, 256, init, learning="default", steps=1000) for init in starts])
 
 # %% ../../nbs/studies/05_initialization.ipynb #study-def
