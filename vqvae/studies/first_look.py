@@ -6,6 +6,8 @@
 __all__ = ['ESTIMATORS', 'first_look', 'source', 'measure', 'summarize', 'plot']
 
 # %% ../../nbs/studies/04_first_look.ipynb #cell-002
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
@@ -49,7 +51,7 @@ def _quantizer(name: str, settings: str, dim: int, steps: int, seed: int) -> Bas
     return VectorQuantizer(dim, 256, estimator=ESTIMATORS[name], seed=seed)
 
 # %% ../../nbs/studies/04_first_look.ipynb #cell-006
-_PART = 0.5  # of the protocol's steps on the digits
+_PART = 1 / 3  # of the protocol's steps on the digits
 
 
 @cache
@@ -74,6 +76,27 @@ def _gaussian_parts() -> tuple[PCAEncoder, PCADecoder]:
     return PCAEncoder(basis), PCADecoder(basis, torch.zeros(64), trainable=True)
 
 # %% ../../nbs/studies/04_first_look.ipynb #cell-010
+@contextmanager
+def _made_in_float64() -> Iterator[None]:
+    "What is made here has weights of float64."
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try: yield
+    finally: torch.set_default_dtype(before)
+
+
+def _model(task: str, quantizer: str, settings: str, seed: int) -> VQVAE:
+    "An untrained model."
+    if task == "gaussian":
+        encoder, decoder = _gaussian_parts()
+        return VQVAE(encoder, _quantizer(quantizer, settings, 8, SCHEDULES[task].steps, seed),
+                     decoder).double()
+    steps = round(SCHEDULES["digits"].steps * _PART)
+    with _made_in_float64():
+        encoder, decoder = autoencoder(task, 4, seed)
+        return VQVAE(encoder, _quantizer(quantizer, settings, 4, steps, seed), decoder)
+
+
 def measure(
     task: str,  # gaussian, digits conv or digits transformer
     quantizer: str,  # VQ, rotation VQ, Gumbel or FSQ
@@ -91,15 +114,11 @@ def measure(
     Returns:
         distortion, perplexity on held-out samples, dead_codes of 256
     """
-    standardize = settings != "customary"
-    gaussian = task == "gaussian"
-    data = source() if gaussian else task_data(task, standardize)
-    encoder, decoder = _gaussian_parts() if gaussian else autoencoder(task, 4, seed)
-    steps = SCHEDULES[task.split()[0]].steps * (1 if gaussian else _PART)
-    parts = _quantizer(quantizer, settings, 8 if gaussian else 4, round(steps), seed)
-    model = VQVAE(encoder, parts, decoder).double()
-    trainer = (_train_on_source(model, seed) if gaussian else
-               train(model, task, seed=seed, length=_PART, standardize=standardize))
+    standardize, model = settings != "customary", _model(task, quantizer, settings, seed)
+    if task == "gaussian": data, trainer = source(), _train_on_source(model, seed)
+    else:
+        data = task_data(task, standardize)
+        trainer = train(model, task, seed=seed, length=_PART, standardize=standardize)
     test, training = trainer.evaluate(data, "test"), trainer.evaluate(data, "train")
     return {"distortion": test["mse"], "perplexity": test["perplexity"],
             "dead_codes": training["dead_codes"]}

@@ -122,10 +122,11 @@ _TASKS = ("gaussian", "digits conv", "digits transformer", "patches conv")
 
 
 def _has(task: str, method: str, change: str) -> bool:
-    "Whether a combination differs from all others."
+    "Whether a combination is measured."
     if task == "gaussian" and method in ("customary", "raw"): return False
-    if change.startswith("memory"): return method in ("default", "raw", "rotation", "k-means")
-    return change != "other processor" or method in ("default", "FSQ")
+    if task == "patches conv" and method in ("raw", "rotation", "k-means"): return False
+    if change.startswith("memory"): return method in ("default", "rotation", "k-means")
+    return change != "other processor" or method == "default"
 
 
 _GRID = [{"task": task, "method": method, "change": change} for task in _TASKS
@@ -196,7 +197,8 @@ def summarize(
                     for row in part.to_dict("records")}
         usual = verdicts.pop("none")
         difference = part.difference[part.change == "none"].item()
-        table.append({**dict(zip(("sentence", "task"), names)), "usual": f"{difference:+.0f} %, {usual}",
+        table.append({**dict(zip(("sentence", "task"), names)),
+                      "usual": f"{difference:+.0f} %, {usual}",
                       **{c: "✓" if v == usual else v for c, v in verdicts.items()}})
     return pd.DataFrame(table)
 
