@@ -19,7 +19,6 @@ from torch.optim.lr_scheduler import LinearLR
 from ..data.gaussian import GaussianDataset
 from ..decoders.pca import PCADecoder
 from ..encoders.pca import PCAEncoder
-from ..evaluation.intervals import mean_interval
 from ..evaluation.style import LIMIT, PALETTE
 from ..models.vqvae import VQVAE
 from ..quantizers.base import BaseQuantizer
@@ -154,10 +153,13 @@ def summarize(
     return pd.DataFrame(table)
 
 # %% ../../nbs/studies/04_first_look.ipynb #cell-013
+_TICKS = (0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12)
+
+
 def plot(
     rows: pd.DataFrame,  # rows of the study
 ) -> Figure:  # one panel per task
-    """Distortion with customary settings and with three lines more, intervals, dead codes, limit.
+    """Distortion of every run and of the mean, dead codes, limit: customary and three lines more.
 
     Args:
         rows: rows of the study
@@ -172,20 +174,21 @@ def plot(
     for ax, (task, runs) in zip(axes.flat, rows.groupby("task", sort=False)):
         for name, settings in _METHODS:
             part = runs[(runs.quantizer == name) & (runs.settings == settings)]
-            more = settings != "customary"
-            mean, half = mean_interval(np.log(part.distortion))
-            y = names.index(name) + (0.16 if more else -0.16)
-            ax.plot(np.exp([mean - half, mean + half]), [y, y], color=PALETTE[1 - more])
-            ax.plot(np.exp(mean), y, "os"[more], color=PALETTE[1 - more],
+            more, mean = settings != "customary", np.exp(np.log(part.distortion).mean())
+            y = names.index(name) + (0.18 if more else -0.18)
+            ax.plot(part.distortion, [y] * len(part), ".", color=PALETTE[1 - more], alpha=0.5)
+            ax.plot(mean, y, "os"[more], color=PALETTE[1 - more],
                     label=settings if (name, ax) == ("VQ", axes[0, 0]) else None)
-            ax.annotate(f"{part.dead_codes.mean():.0f} dead", (np.exp(mean + half), y), (5, 0),
+            ax.annotate(f"{part.dead_codes.mean():.0f} dead", (part.distortion.max(), y), (6, 0),
                         textcoords="offset points", va="center", fontsize=8)
         if task == "gaussian":
             ax.axvline(water_filling(source().eigenvalues, 8).distortion, color=LIMIT, ls="--",
                        label="limit of any code")
-        low, high = ax.get_xlim()
-        ax.set(title=task, xlabel="distortion", xscale="log", xlim=(low / 1.03, high * 1.35),
-               yticks=range(len(names)))
+        low, high = min(runs.distortion.min(), ax.dataLim.x0), runs.distortion.max()
+        ax.set(title=task, xlabel="distortion", xscale="log", yticks=range(len(names)))
+        ax.set_xticks(_TICKS, [f"{at:g}" for at in _TICKS])
+        ax.set_xticks([], minor=True)
+        ax.set_xlim(low / 1.05, high * (high / low) ** 0.3)
         ax.set_yticklabels(names)
         ax.grid(axis="y", visible=False)
     axes[0, 0].invert_yaxis()

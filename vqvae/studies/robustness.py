@@ -218,7 +218,7 @@ def plot(
 
     table: Any = compare(rows)
     tasks = list(dict.fromkeys(rows.task))
-    fig, axes = plt.subplots(2, 3, figsize=(10, 5.6), sharex=True)
+    fig, axes = plt.subplots(2, 3, figsize=(10, 5.6), sharex=True, sharey=True)
     for ax, (sentence, part) in zip(axes.flat, table.groupby("sentence", sort=False)):
         for y, task in enumerate(tasks):
             for i, row in enumerate(part[part.task == task].to_dict("records")):
@@ -229,9 +229,12 @@ def plot(
                 ax.plot(middle, at, "o", ms=3.5, color=color)
         ax.axvline(1, color="black", lw=0.8)
         ax.set(xscale="log", title=sentence, yticks=range(len(tasks)))
+        ticks = (0.3, 0.5, 0.7, 1, 1.3)
+        ax.set_xticks(ticks, [f"{at:g}" for at in ticks])
+        ax.set_xticks([], minor=True)
         ax.set_yticklabels(tasks)
-        ax.invert_yaxis()
-    for ax in axes[1]: ax.set(xlabel="distortion, relative to the reference")
+    axes[0, 0].set_ylim(len(tasks) - 0.5, -0.5)
+    for ax in axes[1]: ax.set(xlabel="relative distortion")
     return fig
 
 
