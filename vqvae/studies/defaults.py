@@ -277,6 +277,11 @@ def plot(
         ax.axvline(1, color="black", lw=0.8)
         ax.set(xscale="log", title=f"one change from {corner}", yticks=range(len(pairs)),
                xlabel="distortion, relative")
+        low, high = ax.get_xlim()
+        ticks = [at for at in (0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 3, 5) if low <= at <= high]
+        ax.set_xticks(ticks, [f"{at:g}" for at in ticks])
+        ax.set_xticks([], minor=True)
+        ax.set_xlim(low, high)
         ax.set_yticklabels([f"{factor}: {level}" for factor, level in pairs])
         ax.invert_yaxis()
     handles, labels = axes[0, 0].get_legend_handles_labels()

@@ -6,6 +6,8 @@
 __all__ = ['ESTIMATORS', 'first_look', 'source', 'measure', 'summarize', 'plot']
 
 # %% ../../nbs/studies/04_first_look.ipynb #cell-002
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
@@ -17,7 +19,6 @@ from torch.optim.lr_scheduler import LinearLR
 from ..data.gaussian import GaussianDataset
 from ..decoders.pca import PCADecoder
 from ..encoders.pca import PCAEncoder
-from ..evaluation.intervals import mean_interval
 from ..evaluation.style import LIMIT, PALETTE
 from ..models.vqvae import VQVAE
 from ..quantizers.base import BaseQuantizer
@@ -49,7 +50,7 @@ def _quantizer(name: str, settings: str, dim: int, steps: int, seed: int) -> Bas
     return VectorQuantizer(dim, 256, estimator=ESTIMATORS[name], seed=seed)
 
 # %% ../../nbs/studies/04_first_look.ipynb #cell-006
-_PART = 0.5  # of the protocol's steps on the digits
+_PART = 1 / 3  # of the protocol's steps on the digits
 
 
 @cache
@@ -74,6 +75,27 @@ def _gaussian_parts() -> tuple[PCAEncoder, PCADecoder]:
     return PCAEncoder(basis), PCADecoder(basis, torch.zeros(64), trainable=True)
 
 # %% ../../nbs/studies/04_first_look.ipynb #cell-010
+@contextmanager
+def _made_in_float64() -> Iterator[None]:
+    "What is made here has weights of float64."
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try: yield
+    finally: torch.set_default_dtype(before)
+
+
+def _model(task: str, quantizer: str, settings: str, seed: int) -> VQVAE:
+    "An untrained model."
+    if task == "gaussian":
+        encoder, decoder = _gaussian_parts()
+        return VQVAE(encoder, _quantizer(quantizer, settings, 8, SCHEDULES[task].steps, seed),
+                     decoder).double()
+    steps = round(SCHEDULES["digits"].steps * _PART)
+    with _made_in_float64():
+        encoder, decoder = autoencoder(task, 4, seed)
+        return VQVAE(encoder, _quantizer(quantizer, settings, 4, steps, seed), decoder)
+
+
 def measure(
     task: str,  # gaussian, digits conv or digits transformer
     quantizer: str,  # VQ, rotation VQ, Gumbel or FSQ
@@ -91,15 +113,11 @@ def measure(
     Returns:
         distortion, perplexity on held-out samples, dead_codes of 256
     """
-    standardize = settings != "customary"
-    gaussian = task == "gaussian"
-    data = source() if gaussian else task_data(task, standardize)
-    encoder, decoder = _gaussian_parts() if gaussian else autoencoder(task, 4, seed)
-    steps = SCHEDULES[task.split()[0]].steps * (1 if gaussian else _PART)
-    parts = _quantizer(quantizer, settings, 8 if gaussian else 4, round(steps), seed)
-    model = VQVAE(encoder, parts, decoder).double()
-    trainer = (_train_on_source(model, seed) if gaussian else
-               train(model, task, seed=seed, length=_PART, standardize=standardize))
+    standardize, model = settings != "customary", _model(task, quantizer, settings, seed)
+    if task == "gaussian": data, trainer = source(), _train_on_source(model, seed)
+    else:
+        data = task_data(task, standardize)
+        trainer = train(model, task, seed=seed, length=_PART, standardize=standardize)
     test, training = trainer.evaluate(data, "test"), trainer.evaluate(data, "train")
     return {"distortion": test["mse"], "perplexity": test["perplexity"],
             "dead_codes": training["dead_codes"]}
@@ -135,10 +153,13 @@ def summarize(
     return pd.DataFrame(table)
 
 # %% ../../nbs/studies/04_first_look.ipynb #cell-013
+_TICKS = (0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12)
+
+
 def plot(
     rows: pd.DataFrame,  # rows of the study
 ) -> Figure:  # one panel per task
-    """Distortion with customary settings and with three lines more, intervals, dead codes, limit.
+    """Distortion of every run and of the mean, dead codes, limit: customary and three lines more.
 
     Args:
         rows: rows of the study
@@ -153,20 +174,21 @@ def plot(
     for ax, (task, runs) in zip(axes.flat, rows.groupby("task", sort=False)):
         for name, settings in _METHODS:
             part = runs[(runs.quantizer == name) & (runs.settings == settings)]
-            more = settings != "customary"
-            mean, half = mean_interval(np.log(part.distortion))
-            y = names.index(name) + (0.16 if more else -0.16)
-            ax.plot(np.exp([mean - half, mean + half]), [y, y], color=PALETTE[1 - more])
-            ax.plot(np.exp(mean), y, "os"[more], color=PALETTE[1 - more],
+            more, mean = settings != "customary", np.exp(np.log(part.distortion).mean())
+            y = names.index(name) + (0.18 if more else -0.18)
+            ax.plot(part.distortion, [y] * len(part), ".", color=PALETTE[1 - more], alpha=0.5)
+            ax.plot(mean, y, "os"[more], color=PALETTE[1 - more],
                     label=settings if (name, ax) == ("VQ", axes[0, 0]) else None)
-            ax.annotate(f"{part.dead_codes.mean():.0f} dead", (np.exp(mean + half), y), (5, 0),
+            ax.annotate(f"{part.dead_codes.mean():.0f} dead", (part.distortion.max(), y), (6, 0),
                         textcoords="offset points", va="center", fontsize=8)
         if task == "gaussian":
             ax.axvline(water_filling(source().eigenvalues, 8).distortion, color=LIMIT, ls="--",
                        label="limit of any code")
-        low, high = ax.get_xlim()
-        ax.set(title=task, xlabel="distortion", xscale="log", xlim=(low / 1.03, high * 1.35),
-               yticks=range(len(names)))
+        low, high = min(runs.distortion.min(), ax.dataLim.x0), runs.distortion.max()
+        ax.set(title=task, xlabel="distortion", xscale="log", yticks=range(len(names)))
+        ax.set_xticks(_TICKS, [f"{at:g}" for at in _TICKS])
+        ax.set_xticks([], minor=True)
+        ax.set_xlim(low / 1.05, high * (high / low) ** 0.3)
         ax.set_yticklabels(names)
         ax.grid(axis="y", visible=False)
     axes[0, 0].invert_yaxis()
