@@ -20,6 +20,7 @@ EYE = torch.eye(2)
 CASES = {
     "as_float64": dict(value=SPECTRUM, name="x"),
     "best_codebook_variance": dict(codebook_size=4, dim=2),
+    "best_product_quantizer": dict(variances=SPECTRUM, codebook_size=6),
     "bennett_distortion": dict(source=theory.uniform_source(), levels=8,
                                point_density=lambda x: torch.full_like(x, 0.5 / math.sqrt(3))),
     "blahut_arimoto": dict(probabilities=torch.tensor([0.5, 0.5]), distortions=1 - EYE, slope=2.0,
@@ -56,6 +57,7 @@ CASES = {
     "noiseless_source": dict(A=EYE, sigma_noise=0.5),
     "panter_dite": dict(source=GAUSS, levels=torch.tensor([4, 8])),
     "pca_source": dict(eigenvalues=SPECTRUM, n_components=2),
+    "product_quantizer": dict(variances=SPECTRUM, levels=[3, 2]),
     "random_coding_distortion": dict(codebook_size=4, variances=SPECTRUM, samples=16, seed=3,
                                      codebook_variances=SPECTRUM),
     "remote_source": dict(observation=EYE, cross=EYE / 2, target=EYE),
@@ -116,6 +118,23 @@ def test_integers_of_numpy_are_taken_and_floats_refused(name, argument):
     for wrong in (float(value), True, str(value)):
         with pytest.raises(TypeError, match=f"{argument} must be an int"):
             call(name, **{argument: wrong})
+
+
+def real(value):
+    "Whether an argument is a number, a tensor or a list of numbers."
+    return isinstance(value, (int, float, Tensor, list)) and not isinstance(value, bool)
+
+
+@pytest.mark.parametrize("name, argument", [(n, a) for n in CASES for a in CASES[n]
+                                            if real(CASES[n][a])])
+def test_complex_numbers_are_refused(name, argument):
+    value = CASES[name][argument]
+    wrong = [torch.as_tensor(value) + 0j] if isinstance(value, Tensor) or name in OWN_DTYPE else (
+        [[v + 0j for v in value]] if isinstance(value, list) else [value + 0j, np.complex64(value)])
+    if isinstance(value, Tensor) and name not in OWN_DTYPE:
+        wrong += [wrong[0].numpy(), wrong[0].tolist()]
+    for number in wrong:
+        with pytest.raises(TypeError): call(name, **{argument: number})
 
 
 @pytest.mark.parametrize("name", [n for n in CASES if n not in OWN_DTYPE])

@@ -11,12 +11,12 @@ __all__ = ['BlahutArimoto', 'blahut_arimoto', 'grid_source', 'squared_error', 'u
            'e8_lattice', 'measure_second_moment', 'EntropyCodedLattice', 'entropy_coded_lattice', 'RemoteSource',
            'remote_source', 'linear_gaussian_eigenvalues', 'pca_source', 'noiseless_source', 'ScalarSource',
            'scalar_source', 'gaussian_source', 'laplace_source', 'uniform_source', 'ScalarQuantizer', 'lloyd_max',
-           'RandomCoding', 'random_coding_distortion', 'BestVariance', 'best_codebook_variance',
-           'codebook_variance_fit', 'as_float64', 'check_nonnegative', 'check_spectrum', 'gaussian_distortion',
-           'gaussian_rate', 'water_level', 'WaterFilling', 'water_filling', 'water_level_from_distortion',
-           'water_filling_from_distortion', 'gaussian_entropy', 'laplace_entropy', 'uniform_entropy',
-           'differential_entropy', 'shannon_rate', 'shannon_distortion', 'mismatched_gaussian_rate',
-           'mismatched_gaussian_distortion']
+           'ProductQuantizer', 'product_quantizer', 'best_product_quantizer', 'RandomCoding',
+           'random_coding_distortion', 'BestVariance', 'best_codebook_variance', 'codebook_variance_fit', 'as_float64',
+           'check_nonnegative', 'check_spectrum', 'gaussian_distortion', 'gaussian_rate', 'water_level', 'WaterFilling',
+           'water_filling', 'water_level_from_distortion', 'water_filling_from_distortion', 'gaussian_entropy',
+           'laplace_entropy', 'uniform_entropy', 'differential_entropy', 'shannon_rate', 'shannon_distortion',
+           'mismatched_gaussian_rate', 'mismatched_gaussian_distortion']
 
 # %% ../../nbs/theory/index.ipynb #cell-002
 from .blahut_arimoto import BlahutArimoto, blahut_arimoto, grid_source, squared_error
@@ -67,6 +67,11 @@ from vqvae.theory.lloyd_max import (
     lloyd_max,
     scalar_source,
     uniform_source,
+)
+from vqvae.theory.product_quantizers import (
+    ProductQuantizer,
+    best_product_quantizer,
+    product_quantizer,
 )
 from vqvae.theory.random_coding import (
     BestVariance,
@@ -142,6 +147,9 @@ _all_ = [
     "uniform_source",
     "ScalarQuantizer",
     "lloyd_max",
+    "ProductQuantizer",
+    "product_quantizer",
+    "best_product_quantizer",
     "RandomCoding",
     "random_coding_distortion",
     "BestVariance",

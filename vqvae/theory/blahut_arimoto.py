@@ -136,6 +136,7 @@ def grid_source(
         centres (points,) and probabilities (points,), float64
     """
     points = check_count(points, "points")
+    low, high = as_float64(low, "low").item(), as_float64(high, "high").item()
     if not -math.inf < low < high < math.inf:
         raise ValueError(f"low and high must be finite and in order, got {low} and {high}")
     width = (high - low) / points

@@ -9,6 +9,7 @@ __all__ = ['uniform_threshold', 'step_from_rate', 'step_from_distortion', 'entro
 # %% ../../nbs/theory/08_entropy_coded.ipynb #cell-002
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from ..core import check_count, check_positive
 from .lloyd_max import ScalarQuantizer, ScalarSource, gaussian_source
-from .rate_distortion import check_spectrum
+from .rate_distortion import check_spectrum, water_level
 
 # %% ../../nbs/theory/08_entropy_coded.ipynb #cell-006
 def _support(source: ScalarSource) -> tuple[float, float]:
@@ -64,10 +65,33 @@ def _equal_cells(source: ScalarSource, step: float, reach: tuple[float, float]) 
     index = torch.arange(math.floor(low), math.ceil(high) + 1, dtype=torch.float64)
     return _quantizer(source, source.mean + step * (index + 0.5))
 
+# %% ../../nbs/theory/08_entropy_coded.ipynb #fine-curve
+def _curve(source: ScalarSource) -> Callable[[float], tuple[float, float]]:
+    "Entropy and distortion of equal cells as a function of the step."
+    reach = _support(source)
+    fine = (reach[1] - reach[0]) / 2**16
+
+    @cache
+    def small() -> tuple[float, float, float]:
+        q, h = _equal_cells(source, fine, reach), source.integral(lambda x, p: torch.special.entr(p))
+        entropy = h.item() / math.log(2)
+        return (entropy, q.entropy.item() - entropy + math.log2(fine),
+                12 * q.distortion.item() / fine**2 - 1)
+
+    def at(step: float) -> tuple[float, float]:
+        if step >= fine:
+            q = _equal_cells(source, step, reach)
+            return q.entropy.item(), q.distortion.item()
+        (entropy, bits, error), share = small(), (step / fine) ** 2
+        return entropy - math.log2(step) + share * bits, step**2 / 12 * (1 + share * error)
+
+    return at
+
 # %% ../../nbs/theory/08_entropy_coded.ipynb #cell-012
 def _root(function: Callable[[float], float], start: float) -> float:
     "The x > 0 at which an increasing function changes sign, searched from `start` outwards."
     from scipy.optimize import root_scalar
+    if not start > 0: raise ValueError("rate must leave a step above 0 in float64")
     low = high = start
     for _ in range(200):
         if function(low) <= 0: break
@@ -86,7 +110,7 @@ def step_from_rate(
 ) -> float:  # Δ
     """The step at which `uniform_threshold` has the entropy `rate`.
 
-    Raises `ValueError` unless that is positive and takes at most a million cells.
+    Raises `ValueError` unless that is positive and the step a number of float64.
 
     Args:
         source: density
@@ -96,8 +120,8 @@ def step_from_rate(
         Δ
     """
     check_positive(rate, "rate")
-    start = math.sqrt(12 * source.variance) * 2.0**-rate
-    return _root(lambda step: rate - uniform_threshold(source, step).entropy.item(), start)
+    start, curve = math.sqrt(12 * source.variance) * 2.0**-rate, _curve(source)
+    return _root(lambda step: rate - curve(step)[0], start)
 
 
 def step_from_distortion(
@@ -119,9 +143,8 @@ def step_from_distortion(
     if not distortion < source.variance:
         raise ValueError(f"distortion must be below the variance {source.variance:g}, got "
                          f"{distortion:g}")
-    start = math.sqrt(12 * distortion)
-    excess = lambda step: uniform_threshold(source, step).distortion.item() - distortion
-    return _root(excess, start)
+    curve = _curve(source)
+    return _root(lambda step: curve(step)[1] - distortion, math.sqrt(12 * distortion))
 
 # %% ../../nbs/theory/08_entropy_coded.ipynb #cell-017
 def entropy_constrained(
@@ -212,14 +235,20 @@ def transform_coding(
         source: shape of every component's density, at any variance; without it Gaussian
     """
     spectrum, source = check_spectrum(variances), source or gaussian_source()
+    return _transform_code(spectrum, check_positive(step, "step"), source.variance, _curve(source))
+
+
+def _transform_code(
+    spectrum: Tensor, step: float, variance: float, curve: Callable[[float], tuple[float, float]],
+) -> TransformCode:
+    "`transform_coding` by the `_curve` of a source of that variance."
     if spectrum.ndim != 1:
         raise ValueError(f"variances must have shape (k,), got {tuple(spectrum.shape)}")
-    step = check_positive(step, "step")
-    coded, reach = {0.0: (0.0, 0.0)}, _support(source)
-    for variance in set(spectrum.tolist()) - {0.0}:
-        scale = variance / source.variance
-        q = _equal_cells(source, step / math.sqrt(scale), reach)
-        coded[variance] = (q.entropy.item(), q.distortion.item() * scale)
+    coded = {0.0: (0.0, 0.0)}
+    for component in set(spectrum.tolist()) - {0.0}:
+        scale = component / variance
+        entropy, distortion = curve(step / math.sqrt(scale))
+        coded[component] = entropy, distortion * scale
     rates, distortions = torch.tensor([coded[v] for v in spectrum.tolist()], dtype=torch.float64).T
     return TransformCode(step, rates, distortions)
 
@@ -241,6 +270,6 @@ def transform_coding_from_rate(
     spectrum, source = check_spectrum(variances), source or gaussian_source()
     rate = check_positive(rate, "rate")
     if not (spectrum > 0).any(): raise ValueError("variances must not all be 0")
-    start = 2 * math.sqrt(spectrum.max().item())
-    excess = lambda step: rate - transform_coding(spectrum, step, source).total_rate.item()
-    return transform_coding(spectrum, _root(excess, start), source)
+    curve, start = _curve(source), math.sqrt(12 * water_level(spectrum.flatten(), rate).item())
+    code = lambda step: _transform_code(spectrum, step, source.variance, curve)
+    return code(_root(lambda step: rate - code(step).total_rate.item(), start))

@@ -9,6 +9,7 @@ __all__ = ['LATTICE_CONSTANTS', 'bennett_distortion', 'density_norm', 'panter_di
 # %% ../../nbs/theory/06_high_resolution.ipynb #cell-002
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ def bennett_distortion(
     source: ScalarSource,  # the density p
     # λ(x), share of the levels per unit of length; integrates to 1
     point_density: Callable[[Tensor], Tensor],
-    levels: Tensor | int,  # n, any shape
+    levels: Tensor | int,  # n, any shape; integers of any size
 ) -> Tensor:  # D for many levels, float64
     """Bennett's integral: the error of many levels placed with a given density; infinite where
     the levels thin out faster than the source allows.
@@ -33,7 +34,7 @@ def bennett_distortion(
     Args:
         source: the density p
         point_density: λ(x), share of the levels per unit of length; integrates to 1
-        levels: n, any shape
+        levels: n, any shape; integers of any size
 
     Returns:
         D for many levels, float64
@@ -42,14 +43,16 @@ def bennett_distortion(
     if not abs(held - 1) < 1e-6:
         raise ValueError(f"point_density must integrate to 1 on the support, got {held:.7g}")
     error = source.integral(lambda x, p: torch.where(p > 0, p / point_density(x).square(), 0.0))
-    return error / (12 * _size(levels, "levels").square())
+    return error / 12 * torch.exp2(-2 * _bits(levels, "levels"))
 
 
-def _size(value: Tensor | int, name: str) -> Tensor:  # float64
-    "Return a number of codes as float64; raise `ValueError` below 1."
-    size = check_nonnegative(value, name)
-    if (size < 1).any(): raise ValueError(f"{name} must be at least 1, got {size.min().item():g}")
-    return size
+def _bits(size: Any, name: str) -> Tensor:  # float64
+    "log₂ of numbers of codes, also of integers beyond float64; raise `ValueError` below 1."
+    if isinstance(size, (list, tuple)) and size: return torch.stack([_bits(n, name) for n in size])
+    if type(size) is int and size > 0: return torch.tensor(math.log2(size), dtype=torch.float64)
+    sizes = check_nonnegative(size, name)
+    if (sizes < 1).any(): raise ValueError(f"{name} must be at least 1, got {sizes.min().item():g}")
+    return sizes.log2()
 
 # %% ../../nbs/theory/06_high_resolution.ipynb #cell-010
 def density_norm(
@@ -73,18 +76,18 @@ def density_norm(
 
 def panter_dite(
     source: ScalarSource,  # density
-    levels: Tensor | int,  # n, any shape
+    levels: Tensor | int,  # n, any shape; integers of any size
 ) -> Tensor:  # D for many levels, float64
     """The least distortion of a scalar quantizer with many levels. Source: Panter and Dite 1951.
 
     Args:
         source: density
-        levels: n, any shape
+        levels: n, any shape; integers of any size
 
     Returns:
         D for many levels, float64
     """
-    return density_norm(source) / (12 * _size(levels, "levels").square())
+    return density_norm(source) / 12 * torch.exp2(-2 * _bits(levels, "levels"))
 
 # %% ../../nbs/theory/06_high_resolution.ipynb #cell-015
 def sphere_bound(
@@ -124,13 +127,13 @@ LATTICE_CONSTANTS = {  # dimension: lattice, its normalized second moment
     6: ("E6*", 12619 * 3 ** (1 / 6) / 204120),
     7: ("E7*", 21361 * 2 ** (1 / 7) / 322560),
     8: ("E8", 929 / 12960),
-    16: ("BW16", 0.068299),
+    16: ("BW16", 207049815983 * math.sqrt(2) / 4287303820800),
     24: ("Leech", 0.065771),
 }
 
 # %% ../../nbs/theory/06_high_resolution.ipynb #cell-021
 def zador_distortion(
-    codebook_size: Tensor | int,  # n, any shape (...)
+    codebook_size: Tensor | int,  # n, any shape (...); integers of any size
     variances: Tensor | list,  # λ, eigenvalues of a Gaussian's covariance, (..., k), all positive
     # G_k; without it the sphere bound, below which no codebook gets at high resolution
     constant: float | None = None,
@@ -142,7 +145,7 @@ def zador_distortion(
     Source: Zador 1982.
 
     Args:
-        codebook_size: n, any shape (...)
+        codebook_size: n, any shape (...); integers of any size
         variances: λ, eigenvalues of a Gaussian's covariance, (..., k), all positive
         constant: G_k; without it the sphere bound, below which no codebook gets at high
             resolution
@@ -157,4 +160,4 @@ def zador_distortion(
     k = spectrum.shape[-1]
     constant = sphere_bound(k) if constant is None else check_positive(constant, "constant")
     norm = 2 * math.pi * ((k + 2) / k) ** ((k + 2) / 2) * spectrum.log().mean(-1).exp()
-    return constant * norm * _size(codebook_size, "codebook_size") ** (-2 / k)
+    return constant * norm * torch.exp2(-2 / k * _bits(codebook_size, "codebook_size"))

@@ -31,6 +31,7 @@ def nearest_integers(
     Returns:
         the nearest point of Z^k, (..., k)
     """
+    if x.is_complex(): raise TypeError(f"x must be real, got {x.dtype}")
     below = x.floor()
     return below + (x - below >= 0.5).to(x.dtype)
 
@@ -268,12 +269,12 @@ def entropy_coded_lattice(
     scale: float,  # factor on the lattice
     seed: int = 0,
 ) -> EntropyCodedLattice:
-    """Entropy and error of `lattice`, scaled, on a standard normal vector: 32 blocks of 256
+    """Entropy and error of `lattice`, scaled, on a standard normal vector, from 32 blocks of
     vectors.
 
-    A cell's probability is a mean of the density over 1024 points of the cell, fresh in each
-    block; its logarithm is corrected to first order. Raises `ValueError` unless `scale` is
-    positive.
+    Small cells: 256 vectors each, and a cell's probability is a mean of the density over 1024
+    points of the cell. Large cells: 8192 vectors each, whose cells are counted. Raises
+    `ValueError` unless `scale` is positive, and where neither is accurate.
 
     Args:
         scale: factor on the lattice
@@ -282,26 +283,44 @@ def entropy_coded_lattice(
     g = torch.Generator().manual_seed(check_count(seed, "seed", least=0))
     x = torch.randn(32, 256, lattice.dim, generator=g, dtype=torch.float64)
     q = scale * lattice.decoder(x / scale)
-    known = x.square().sum(-1) - lattice.dim  # has mean 0
-    nats = torch.stack([_cell_nats(points, scale * lattice.sample_cell(512, g)) for points in q])
-    # factor 1/2 at high rate
+    nats, effective = map(torch.stack, zip(*[
+        _cell_nats(points, scale * lattice.sample_cell(512, g)) for points in q]))
+    if effective.mean() < 50:
+        x = torch.randn(32, 8192, lattice.dim, generator=g, dtype=torch.float64)
+        q = scale * lattice.decoder(x / scale)
+        return _above_limit(x, q, _counted_nats(lattice.coordinates(q / scale), scale))
+    known = x.square().sum(-1) - lattice.dim  # has mean 0, factor 1/2 at high rate
     nats = nats - known * ((nats - nats.mean()) * known).mean() / known.square().mean()
-    bits = (nats / lattice.dim - math.log(lattice.volume) / lattice.dim
-            - math.log(scale)) / math.log(2)
+    return _above_limit(x, q, nats - math.log(lattice.volume) - lattice.dim * math.log(scale))
+
+
+def _above_limit(x: Tensor, q: Tensor, nats: Tensor) -> EntropyCodedLattice:
+    "From vectors, their lattice points, (blocks, n, k), and the lengths of their codes, (blocks, n)."
+    bits = nats / (x.shape[-1] * math.log(2))
     error = (x - q * (x * q).mean() / q.square().mean().clamp(min=1e-300)).square().mean(-1)
     D = error.mean()
     blocks = (bits + 0.5 * error / (D * math.log(2))).mean(1)  # of the gap, to first order
-    half = 2.744 * (blocks.std() / math.sqrt(32)).item()  # Student, 31 degrees
+    half = 2.744 * (blocks.std() / math.sqrt(len(blocks))).item()  # Student, 31 degrees
     return EntropyCodedLattice(bits.mean().item(), D.item(), (bits.mean() + 0.5 * D.log2()).item(),
                                half)
 
 
-def _cell_nats(q: Tensor, cell: Tensor) -> Tensor:  # (n,)
+def _counted_nats(index: Tensor, scale: float) -> Tensor:  # (blocks, n)
+    "-ln of the shares of the cells among all vectors, corrected to first order."
+    _, cell, count = index.flatten(0, 1).unique(dim=0, return_inverse=True, return_counts=True)
+    if (count == 1).sum() > 0.005 * len(cell):  # Good 1953: the share of cells not seen
+        raise ValueError(f"scale must give cells with enough points inside, or few, got {scale:g}")
+    share = count / len(cell)
+    return (-share.log() + 0.5 * (1 - share) / count)[cell].view(index.shape[:2]).double()
+
+
+def _cell_nats(q: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:  # (n,), (n,)
     """-ln of the mean normal density over cells around q (n, k), from points of one cell and their
-    mirror images."""
+    mirror images, and the effective number of these pairs."""
     middle, along = -0.5 * (q.square().sum(-1, keepdim=True) + cell.square().sum(-1)), q @ cell.T
     peak = (middle + along.abs()).amax(-1, keepdim=True)
     density = 0.5 * (torch.exp(middle + along - peak) + torch.exp(middle - along - peak))
     mean = density.mean(-1)
     bias = density.var(-1) / (2 * len(cell) * mean**2)
-    return 0.5 * q.shape[-1] * math.log(2 * math.pi) - peak[:, 0] - mean.log() - bias
+    nats = 0.5 * q.shape[-1] * math.log(2 * math.pi) - peak[:, 0] - mean.log() - bias
+    return nats, len(cell) * mean**2 / density.square().mean(-1)

@@ -155,6 +155,7 @@ def scalar_source(
         high: where it ends
         breaks: kinks, jumps and narrow peaks in between
     """
+    low, high = as_float64(low, "low").item(), as_float64(high, "high").item()
     if not low < high: raise ValueError(f"low must be below high, got {low} and {high}")
     if not all(low < b < high for b in breaks):
         raise ValueError(f"breaks must lie between low and high, got {list(breaks)} for {low} and "
@@ -279,7 +280,8 @@ def lloyd_max(
 
     For a log-concave density (`source.log_concave`) it is the only stationary one, hence the
     best; for others there may be several, and this is one of them. Raises `TypeError` and
-    `ValueError` unless `levels` is a positive integer, `RuntimeError` where the iteration does
+    `ValueError` unless `levels` is an integer from 1 to 2^20, `RuntimeError` where the
+    iteration does
     not settle. Source: Max 1960; Lloyd 1982; uniqueness: Kieffer 1983.
 
     Args:
@@ -287,6 +289,9 @@ def lloyd_max(
         levels: n, how many
     """
     levels = check_count(levels, "levels")
+    if levels > 2**20:
+        raise ValueError(f"levels must be at most 2^20, got {levels}: with so many use "
+                         "vqvae.theory.panter_dite")
     deviation, residual = math.sqrt(source.variance), math.inf
     c = _companded(source, levels)
     mass, mean, distortion = _state(source, c)

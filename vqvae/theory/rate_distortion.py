@@ -9,6 +9,7 @@ __all__ = ['as_float64', 'check_nonnegative', 'check_spectrum', 'gaussian_distor
 # %% ../../nbs/theory/01_rate_distortion.ipynb #cell-002
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,9 +30,13 @@ def as_float64(
         the same numbers, float64, on the CPU
     """
     if isinstance(value, Tensor): value = value.cpu()  # first: there may be no float64 there
-    try: return torch.as_tensor(value, dtype=torch.float64)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{name} must be numbers, got {type(value).__name__}: {error}") from None
+    try:
+        if value.is_complex() if isinstance(value, Tensor) else np.iscomplexobj(value):
+            raise TypeError("they must be real")
+        return torch.as_tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name} must be numbers, got {type(value).__name__}: {error}") from None
 
 
 def check_nonnegative(

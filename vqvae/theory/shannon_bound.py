@@ -85,6 +85,7 @@ def differential_entropy(
         h, bits, float64
     """
     from scipy.integrate import quad
+    low, high = as_float64(low, "low").item(), as_float64(high, "high").item()
     def at(x: float) -> float:
         value = float(density(torch.tensor(x, dtype=torch.float64)))
         if not value >= 0:
@@ -184,8 +185,8 @@ def mismatched_gaussian_rate(
         check_nonnegative(distortion, "distortion"),
         check_nonnegative(variance, "variance", finite=True),
         check_nonnegative(codebook_variance, "codebook_variance", finite=True))
-    w = 0.5 * (v + torch.sqrt(v.square() + 4 * D * s))
-    nats = 0.5 * (torch.log(w) - torch.log(D)) - (w - D) * (w - s) / (2 * v * w)
+    w = 0.5 * v + torch.hypot(0.5 * v, D.sqrt() * s.sqrt())
+    nats = 0.5 * (torch.log(w) - torch.log(D) - (w - D) / v * ((w - s) / w))
     nats = torch.where((v == 0) | (D == 0), torch.inf, nats)
     free = D >= s + v  # an arbitrary code is close enough
     return torch.where(free | ((v == 0) & (D >= s)), 0.0, nats.clamp(min=0) / math.log(2))
@@ -219,7 +220,7 @@ def mismatched_gaussian_distortion(
     shape = torch.broadcast_shapes(largest.shape, nats.shape)
     low = torch.zeros(shape, dtype=source.dtype)
     # of ln e for the largest variance: there R is at least `nats`
-    high = low + (2 * nats + 1).clamp(max=700)
+    high = low + (2 * nats + 1).clamp(max=1500)
     for _ in range(120):
         middle = (low + high) / 2
         short = _tilted(source, codes, middle, largest)[0] < nats
@@ -257,8 +258,12 @@ def _tilted(
     """Rate and distortion per dimension at the slope where the largest code variance has ln e =
     `log`."""
     ratio = codes / torch.where(largest > 0, largest, 1.0)[..., None]  # v_i / v_max
-    growth = torch.where(ratio > 0, ratio * torch.expm1(log)[..., None], 0.0)  # e_i - 1 = 2 s v_i
-    share = growth / (1 + growth)
+    log = log[..., None]
+    growth = ratio * torch.expm1(log.clamp(max=30))  # e_i - 1 = 2 s v_i
+    scaled, far = ratio + (1 - ratio) * torch.exp(-log), (ratio > 0) & (log > 30)  # e_i / e
+    left = torch.where(far, torch.exp(-log) / scaled, 1 / (1 + growth))  # 1 / e_i
+    share = torch.where(far, 1 - left, growth / (1 + growth))
     signal = torch.where(codes > 0, source / torch.where(codes > 0, codes, 1.0), 0.0)
-    nats = 0.5 * (torch.log1p(growth) - share + share.square() * signal)
-    return nats.sum(-1), (codes / (1 + growth) + source / (1 + growth).square()).mean(-1)
+    logs = torch.where(far, log + scaled.log(), torch.log1p(growth))
+    nats = 0.5 * (logs - share + share.square() * signal)
+    return nats.sum(-1), (codes * left + source * left.square()).mean(-1)
