@@ -336,8 +336,8 @@ def distance_parts(
         one row per nominal rate
     """
     reference = tuned_rows(rows).query("task == 'gaussian' and method == 'VQ'")
-    learning_rate = _CHOSEN["gaussian"]["FSQ"][0]
-    found = rows.query("task == 'gaussian' and method == 'FSQ' and learning_rate == @learning_rate")
+    found = rows[(rows.task == "gaussian") & (rows.method == "FSQ")
+                 & (rows.learning_rate == _CHOSEN["gaussian"]["FSQ"][0])]
     parts = []
     for bits, levels in GRIDS[grid].items():
         fsq = found[found.setting == levels].distortion.mean()
