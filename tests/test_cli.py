@@ -283,3 +283,57 @@ def test_one_process_inside_a_job_of_several_tasks(working):
     run = in_new_process("fit", "--data", "noise.Noise", *MODEL, "--epochs", "1", "--output", "run",
                          cwd=working, **slurm)
     assert run.returncode == 0, run.stderr
+
+
+# Standardized data
+
+DIGITS = ["--data", "DigitsDataset", *MODEL]
+
+
+def test_a_run_on_standardized_data_is_saved_in_original_units(working):
+    from vqvae.data import DigitsDataset
+    from vqvae.models import VQVAE
+    from vqvae.training import Trainer
+
+    assert cli.main(["fit", *DIGITS, "--epochs", "1", "--output", "run"]) == 0
+    fitted = json.loads(Path("run/evaluation.json").read_text())
+    assert cli.evaluate("run") == fitted
+    digits = DigitsDataset()
+    raw = Trainer(VQVAE.load("run/model.safetensors")).evaluate(digits)
+    assert raw["mse"] == pytest.approx(fitted["mse"], rel=1e-4)
+    assert raw["psnr"] == pytest.approx(fitted["psnr"], rel=1e-4)
+    assert raw["dead_codes"] == fitted["dead_codes"]
+    scale = digits.standardized().standardization.scale
+    assert fitted["reconstruction"] == pytest.approx(fitted["mse"] / scale**2, rel=1e-5)
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["standardize"] is True
+    # and the run goes on as one that was not interrupted
+    assert cli.main(["fit", *DIGITS, "--epochs", "2", "--output", "run"]) == 0
+    assert cli.main(["fit", *DIGITS, "--epochs", "2", "--output", "whole"]) == 0
+    assert cli.evaluate("run") == cli.evaluate("whole")
+
+
+def test_a_run_from_before_standardization_is_evaluated_as_it_was(working, capsys):
+    typed = ["fit", *DIGITS, "--epochs", "1", "--output", "run"]
+    assert cli.main([*typed, "--standardize", "false"]) == 0
+    fitted = json.loads(Path("run/evaluation.json").read_text())
+    assert fitted["reconstruction"] == pytest.approx(fitted["mse"], rel=1e-5)
+    config = Path("run/config.yaml")
+    kept = [line for line in config.read_text().splitlines() if "standardize" not in line]
+    config.write_text("\n".join(kept))
+    assert cli.evaluate("run") == fitted
+    assert cli.main(typed) == 1 and "standardize: False → True" in capsys.readouterr().err
+    assert cli.main([*typed, "--standardize", "false"]) == 0
+
+
+def test_weights_are_those_of_the_run(working):
+    typed = ["--epochs", "1", "--output", "run", "--weights", "{commitment: 2.0}"]
+    assert cli.main(["fit", *DIGITS, *typed]) == 0
+    assert cli.evaluate("run") == json.loads(Path("run/evaluation.json").read_text())
+
+
+def test_data_that_cannot_be_standardized_are_trained_as_they_are(working, capsys):
+    (working / "noise.py").write_text(NOISE)
+    assert cli.main(["fit", "--data", "noise.Noise", *MODEL, "--epochs", "1",
+                     "--output", "run"]) == 0
+    assert "Noise does not hold its samples in memory" in capsys.readouterr().err
+    assert cli.evaluate("run") == json.loads(Path("run/evaluation.json").read_text())

@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 ONLY_CLUSTER = {"distributed", "cloudpickle"}  # imported where a study runs on a cluster
 COMPANIONS = {"cycler", "matplotlib_inline"}  # parts of Matplotlib and of IPython
+# rooms whose tests run with the lowest versions: what dtypes, files and torch.compile depend on
+LOWEST = ("core", "encoders", "fsq_gumbel", "models", "quantizers", "quantizer_edges", "training")
 INSTALL = ("-m", "pip", "install", "--quiet", "--no-compile", "--constraint",
            str(ROOT / "constraints.txt"))
 
@@ -150,6 +152,20 @@ def test_core_alone(core, tmp_path):
              "print([name for name in ('fastcore', 'distributed', 'IPython') if find_spec(name)])")
     assert run(tmp_path, python, "-c", found) == "[]\n"
     assert "first-look" in run(tmp_path, str(core / "bin" / "vqvae"), "study", "list")
+
+
+@pytest.mark.network
+@pytest.mark.slow
+def test_lowest_versions_that_are_declared(wheel, tmp_path):
+    folder = tmp_path / "environment"
+    run(tmp_path, sys.executable, "-m", "venv", str(folder))
+    lowest = [requirement.replace(">=", "==") for requirement in PROJECT["dependencies"]]
+    python = str(folder / "bin" / "python")
+    run(tmp_path, python, *INSTALL[:4], str(wheel), "pytest>=8.2", *lowest)
+    shutil.copytree(ROOT / "tests", tmp_path / "tests")  # outside of the checkout
+    files = [f"tests/test_{name}.py" for name in LOWEST]
+    run(tmp_path, python, "-m", "pytest", "-q", "-c", str(ROOT / "pyproject.toml"), "--rootdir",
+        str(tmp_path), *files)
 
 
 @pytest.mark.network

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from platforms import posix
+from platforms import posix, recent_compiler
 from safetensors import safe_open
 from safetensors.torch import save_file
 from test_core import Computed
@@ -16,7 +16,9 @@ from test_quantizers import DIM, QUANTIZERS
 
 import vqvae.models
 from vqvae.core import Component, evaluating, import_path
+from vqvae.data.base import InMemoryDataset
 from vqvae.data.digits import DigitsDataset
+from vqvae.data.patches import ImagePatchDataset
 from vqvae.decoders.base import BaseDecoder
 from vqvae.decoders.conv import ConvDecoder
 from vqvae.decoders.linear import LearnedLinearDecoder
@@ -39,6 +41,7 @@ from vqvae.quantizers.vq import (
     VectorQuantizer,
 )
 from vqvae.training.loss import vqvae_loss
+from vqvae.training.trainer import Trainer
 
 DIGITS = DigitsDataset()
 BASIS = torch.linalg.qr(torch.randn(64, DIM, generator=torch.Generator().manual_seed(0)))[0]
@@ -128,6 +131,7 @@ def test_save_and_load(pair, name, tmp_path):
     assert [p.name for p in (tmp_path / "folder").iterdir()] == ["model.safetensors"]
 
 
+@recent_compiler
 @pytest.mark.parametrize("pair", PAIRS)
 def test_compiles_in_evaluation_without_graph_break(pair):
     torch._dynamo.reset()
@@ -742,3 +746,24 @@ def test_contract_of_models(name, tmp_path):
     vqvae_loss(model.train()(x), x.detach())[0].backward()
     assert x.grad.abs().sum() > 0 and all(p.grad is None for p in model.parameters())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def standardized(data):
+    "Minus the mean image, over the rms of the rest."
+    mean = data.train.mean(0)
+    scale = (data.train - mean).square().mean().sqrt()
+    return InMemoryDataset((data.train - mean) / scale, (data.test - mean) / scale)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make, steps", [
+    (DigitsDataset, 200), (lambda: ImagePatchDataset(8, n_train=8000, n_test=2000), 300),
+], ids=["digits", "patches"])
+def test_the_shortest_thing_keeps_its_codes(make, steps):
+    data, size = standardized(make()), {"hidden": 32, "residual_blocks": 1}
+    model = VQVAE(ConvEncoder(1, dim=4, downsample=4, **size), VectorQuantizer(4, 256),
+                  ConvDecoder(1, dim=4, upsample=4, seed=1000, **size))
+    trainer = Trainer(model, optimizer=lambda p: torch.optim.Adam(p, lr=3e-3), clip_norm=1.0)
+    trainer.fit(data, steps=steps, batch_size=64, progress=False)
+    found = trainer.evaluate(data, "train")
+    assert found["dead_codes"] <= 0.05 * 256 and found["mse"] < 0.3

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from platforms import recent_compiler
 from test_quantizers import DIM, QUANTIZERS, SIZE, codes, every_quantizer, latents
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -638,6 +639,7 @@ def test_training_compiles_without_graph_break_where_nothing_moves(name):
     assert torch.equal(compiled(z)[0], quantizer(z)[0])
 
 
+@recent_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["VQ", "VQ EMA revival", "Gumbel"])
 def test_training_compiles_with_equal_state_where_something_moves(name):
@@ -662,3 +664,13 @@ def test_fsq_needs_no_cumulative_product():
     names = [str(node.target) for node in program.run_decompositions().graph.nodes]
     assert not [name for name in names if "prod" in name]
     assert torch.equal(program.module()(latents((7,))), Tokens()(latents((7,))))
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_shapes_on_meta_and_under_vmap(name):
+    quantizer, stack = QUANTIZERS[name]().eval(), latents((2, 20))
+    for found, expected in zip(torch.func.vmap(lambda z: quantizer(z)[:2])(stack),
+                               quantizer(stack)[:2]):
+        assert torch.equal(found, expected)
+    z_q, indices, _ = quantizer.to("meta")(stack.to("meta"))
+    assert z_q.shape == stack.shape and indices.shape == (2, 20) and z_q.is_meta

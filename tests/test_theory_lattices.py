@@ -122,6 +122,26 @@ def test_entropy_coded_ends():
         assert fine.gap > 0 and fine == entropy_coded_lattice(lattice, 0.1)
 
 
+@pytest.mark.parametrize("make, scale", [(e8_lattice, s) for s in (4.0, 5.0, 10.0, 15.0, 20.0)]
+                         + [(checkerboard_lattice, s) for s in (4.0, 6.0, 20.0)])
+def test_large_cells_against_counts(make, scale):
+    lattice, n = make(), 300_000
+    x = torch.randn(n, lattice.dim, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    cells = lattice.nearest(x / scale)
+    count = lattice.coordinates(cells).unique(dim=0, return_counts=True)[1]
+    rate = torch.special.entr(count / n).sum().item() / math.log(2) / lattice.dim
+    q = scale * cells
+    D = (x - q * (x * q).mean() / q.square().mean().clamp(min=1e-300)).square().mean().item()
+    found = entropy_coded_lattice(lattice, scale, seed=1)
+    assert abs(found.gap - (rate + 0.5 * math.log2(D))) < found.gap_error + 1e-3 < 0.02
+    assert abs(found.rate - rate) < 0.015
+
+
+def test_cells_that_can_neither_be_sampled_nor_counted():
+    with pytest.raises(ValueError, match="scale must give cells with enough points"):
+        entropy_coded_lattice(checkerboard_lattice(24), 3.5)
+
+
 @pytest.mark.parametrize("call, message", [
     (lambda: integer_lattice(0), "dim must be positive, got 0"),
     (lambda: checkerboard_lattice(1), "dim must be at least 2, got 1"),

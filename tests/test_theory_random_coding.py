@@ -8,6 +8,7 @@ from scipy.stats import ncx2
 from vqvae.theory.random_coding import (
     _Ball,
     _distance_to_nearest,
+    _interpolated,
     _probabilities,
     best_codebook_variance,
     codebook_variance_fit,
@@ -73,6 +74,17 @@ def test_groups_and_order_do_not_matter():
     split = random_coding_distortion(64, [4.0, 1.0], [3.0, 0.7], samples=128)
     swapped = random_coding_distortion(64, [1.0, 4.0], [0.7, 3.0], samples=128)
     assert split.distortion.item() == pytest.approx(swapped.distortion.item(), rel=1e-12)
+
+
+def test_many_unequal_components():
+    lam = 1 / torch.arange(1.0, 61).double()
+    ball = _Ball(lam * numbers(1, 16, 60).square(), 1.3 * lam, torch.ones(60).double())
+    for n in (53, 2**10, 2**60):
+        few = _interpolated(math.log(n), ball)
+        assert len(few.variance) < 40
+        torch.testing.assert_close(_distance_to_nearest(math.log(n), few),
+                                   _distance_to_nearest(math.log(n), ball), rtol=1e-8, atol=0)
+    assert _interpolated(math.log(52), ball) is ball
 
 
 def test_scale():

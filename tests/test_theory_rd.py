@@ -107,6 +107,19 @@ def test_no_codebook_beats_the_water_filled_one(seed):
         )
 
 
+def test_mismatched_codebooks_far_from_the_source():
+    wide = torch.tensor([1e10, 1e100, 1e200, 1e307], dtype=torch.float64)
+    rate = mismatched_gaussian_rate(0.1, 1.0, wide)
+    limit = 0.5 * (wide / 0.1).log2() - 0.5 / math.log(2)
+    torch.testing.assert_close(rate, limit, rtol=1e-9, atol=0)
+    assert mismatched_gaussian_rate(1e150, 1e200, 1e200).isfinite()
+    rates = torch.tensor([400.0, 900.0, 1000.0, 1e5], dtype=torch.float64)
+    found = mismatched_gaussian_distortion([1.0], [1.0], rates)
+    assert (found[2:] == 0).all() and 0 < found[0]
+    at = mismatched_gaussian_rate(found[0], 1.0, 1.0)
+    assert at.item() == pytest.approx(400, rel=1e-9)
+
+
 def test_mismatched_distortion_ends():
     assert mismatched_gaussian_distortion([2.0, 1.0], [1.0, 3.0],
                                           0.0).item() == pytest.approx((2 + 1 + 1 + 3) / 2)

@@ -8,6 +8,8 @@ from scipy.optimize import minimize
 from scipy.special import erfc, ndtri
 
 from vqvae.theory.entropy_coded import (
+    _curve,
+    _support,
     entropy_constrained,
     step_from_distortion,
     step_from_rate,
@@ -30,6 +32,11 @@ from vqvae.theory.lloyd_max import (
     lloyd_max,
     scalar_source,
     uniform_source,
+)
+from vqvae.theory.product_quantizers import (
+    _share,
+    best_product_quantizer,
+    product_quantizer,
 )
 from vqvae.theory.rate_distortion import gaussian_rate, water_filling
 
@@ -348,7 +355,78 @@ def test_never_below_the_limit():
                        transform_coding(variances, 0.5).rates[order])
 
 
+@pytest.mark.parametrize("name", SOURCES)
+def test_law_of_small_cells(name):
+    source = SOURCES[name][0]()
+    low, high = _support(source)
+    for cells in (1e5, 4e5):
+        step = (high - low) / cells
+        q = uniform_threshold(source, step)
+        tolerance = 1e-5 if name == "uniform" else 1e-9  # cells cut by the ends
+        H, D = _curve(source)(step)
+        assert H == pytest.approx(q.entropy.item(), abs=tolerance)
+        assert D == pytest.approx(q.distortion.item(), rel=tolerance)
+    for rate in (15, 100.0):
+        assert _curve(source)(step_from_rate(source, rate))[0] == pytest.approx(rate, rel=1e-10)
+
+
+def test_transform_coding_of_many_components_and_decades():
+    variances = torch.logspace(0, -30, 300, dtype=torch.float64)
+    code = transform_coding_from_rate(variances, 1000)
+    assert code.total_rate.item() == pytest.approx(1000, rel=1e-9)
+    assert 1 < code.distortion / water_filling(variances, 1000).distortion < 1.43
+
+
+def test_numbers_of_codes_beyond_float64():
+    assert zador_distortion(2**2048, [1.0] * 1024).item() == pytest.approx(
+        zador_distortion(2**1000, [1.0] * 500).item(), rel=0.01)
+    both = zador_distortion([2**2000, 2**40], [1.0] * 20)
+    assert both[0] < 1e-60 and both[1].item() == zador_distortion(2**40, [1.0] * 20).item()
+    assert panter_dite(gaussian_source(), 2**2000).item() == 0
+    assert panter_dite(gaussian_source(), np.int64(8)) == panter_dite(gaussian_source(), 8)
+
+
+def by_hand(spectrum, left):
+    "Least cost of a product with at most `left` codes, all tried."
+    if not spectrum: return 0.0
+    return min(spectrum[0] * _share(n) + by_hand(spectrum[1:], left // n)
+               for n in range(1, left + 1))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_best_product_against_all(seed):
+    g = torch.Generator().manual_seed(seed)
+    variances = (seed / 3 * torch.randn(4, generator=g, dtype=torch.float64)).exp()
+    for n in torch.randint(1, 60, (5,), generator=g).tolist():
+        best = best_product_quantizer(variances, n)
+        assert best.codebook_size <= n
+        assert best.distortions.sum().item() == pytest.approx(by_hand(variances.tolist(), n),
+                                                              rel=1e-12)
+        again = product_quantizer(variances, best.levels)
+        assert torch.equal(again.distortions, best.distortions)
+
+
+def test_best_product_ends():
+    variances = torch.randn(1000, generator=torch.Generator().manual_seed(0)).exp()
+    previous = best_product_quantizer(variances, 1).distortion
+    assert previous.item() == pytest.approx(variances.double().mean().item())
+    for bits in (4, 16, 64):
+        best = best_product_quantizer(variances, 2**bits)
+        assert water_filling(variances, bits).distortion < best.distortion < previous
+        assert 2 ** (bits - 0.5) < best.codebook_size <= 2**bits
+        previous = best.distortion
+    assert best_product_quantizer([0.0, 0.0], 8).levels == (1, 1)
+    assert best_product_quantizer([2.0], 100).levels == (100,)
+
+
 @pytest.mark.parametrize("call, error, message", [
+    (lambda: best_product_quantizer([1.0], 0), ValueError, "codebook_size must be positive, got 0"),
+    (lambda: best_product_quantizer([1.0], 2**65), ValueError, "at most 2\\^64, got 2\\^65"),
+    (lambda: best_product_quantizer([1.0, 1e-9], 2**12), ValueError, "fewer than 1024 levels"),
+    (lambda: best_product_quantizer([[1.0]], 2), ValueError, r"variances must have shape \(k,\)"),
+    (lambda: product_quantizer([1.0], [2, 2]), ValueError, "levels must be at most 1 numbers"),
+    (lambda: product_quantizer([1.0], [2.0]), TypeError, "levels must be an int, got float"),
+    (lambda: lloyd_max(gaussian_source(), 2**40), ValueError, "use vqvae.theory.panter_dite"),
     (lambda: gaussian_source(0.0), ValueError, "variance must be positive, got 0"),
     (lambda: laplace_source(-2.0), ValueError, "variance must be positive, got -2"),
     (lambda: uniform_source(math.nan), ValueError, "variance must be positive, got nan"),

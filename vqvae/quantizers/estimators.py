@@ -13,6 +13,8 @@ from torch import Tensor
 
 # %% ../../nbs/quantizers/01_estimators.ipynb #cell-008
 class _ReplaceGradient(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(value: Tensor, surrogate: Tensor) -> Tensor: return value.clone()
 

@@ -286,7 +286,9 @@ class GumbelSoftmaxQuantizer(CodebookQuantizer):
 
     def current_temperature(self) -> float:
         "τ at the current step; raises `ValueError` if it is not above zero."
-        return self.temperature_at(self.step if torch.compiler.is_compiling() else int(self.step))
+        if torch.compiler.is_compiling(): return self.temperature_at(self.step)
+        # on meta nothing has a value
+        return self.temperature_at(0 if self.step.is_meta else int(self.step))
 
     def forward(
         self,
@@ -329,7 +331,8 @@ class GumbelSoftmaxQuantizer(CodebookQuantizer):
         self, x: Tensor, mask: Tensor | None, temperature: float, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
         "Logits, noise if there is a generator, codewords and info."
-        with torch.autocast(x.device.type, enabled=False):
+        device = "cpu" if x.is_meta else x.device.type  # there is no autocast of meta
+        with torch.autocast(device, enabled=False):
             codebook = self.codebook.to(x.dtype)
             scores = logits = self.logits(x, codebook)
             if generator is not None: scores = logits + gumbel_noise(logits, generator)

@@ -84,9 +84,21 @@ def _invert(
     "The inverse Laplace transform along the parabola through s."
     at, sign = _cumulants(s, ball), s.sign()[..., None]
     width, top = (at.variance + 1 / s**2).rsqrt(), s * t + at.log - s.abs().log()
-    u = _NODES[:18] if len(ball.variance) == 1 else _NODES
-    y = width[..., None] * torch.sinh(u)
     bend = _bend(s, at, width, ball)[..., None]
+    for u in (_NODES[:18], _NODES):
+        log, factor = _along(u, s, t, top, width, bend, sign, ball)
+        if len(ball.variance) == 1 or (log[..., -1] < -34).all(): break
+    log = torch.where(log.cummin(-1).values < -34, -torch.inf, log)
+    terms = log.exp() * torch.cosh(u) * factor
+    return top.exp() * width * u[1] / math.pi * (terms.sum(-1) - 0.5 * terms[..., 0])
+
+
+def _along(
+    u: Tensor, s: Tensor, t: Tensor, top: Tensor, width: Tensor, bend: Tensor, sign: Tensor,
+    ball: _Ball,
+) -> tuple[Tensor, Tensor]:  # ln of the modulus, less `top`, and what it multiplies; (B, N, nodes)
+    "The integrand on the parabola."
+    y = width[..., None] * torch.sinh(u)
     x = s[..., None] - bend * y**2
     log = x * t[..., None] - 0.5 * torch.log(x**2 + y**2) - top[..., None]
     angle = y * t[..., None] - torch.atan2(sign * y, sign * x)
@@ -96,9 +108,7 @@ def _invert(
         q = energy[:, None, None] / square
         log -= 0.25 * count * torch.log(square) + q * (x * real + y * imag)
         angle -= 0.5 * count * torch.atan2(imag, real) + q * y
-    log = torch.where(log.cummin(-1).values < -34, -torch.inf, log)
-    terms = log.exp() * torch.cosh(u) * (angle.cos() - 2 * bend * y * angle.sin())
-    return top.exp() * width * u[1] / math.pi * (terms.sum(-1) - 0.5 * terms[..., 0])
+    return log, angle.cos() - 2 * bend * y * angle.sin()
 
 
 def _probabilities(t: Tensor, ball: _Ball) -> tuple[Tensor, Tensor]:  # F and 1 - F at t, (B, N)
@@ -150,6 +160,29 @@ def _distance_to_nearest(
     log = torch.where(inside < 0.5, torch.log1p(-inside), outside.log())
     return start[:, 0] ** 2 + (2 * rho * weight * torch.exp(math.exp(log_size) * log)).sum(-1)
 
+# %% ../../nbs/theory/09_random_coding.ipynb #many-groups-code
+def _interpolated(log_size: float, ball: _Ball) -> _Ball:
+    "The same law on fewer groups, where there are many and it is accurate."
+    if log_size < math.log(53): return ball  # 1 - F has a path of its own, near a singularity
+    total = ball.energy.sum(1)
+    ends = torch.stack([total.argmin(), total.argmax()])
+    start = _window(log_size, ball._replace(energy=ball.energy[ends]))[:, 0].mean()
+    scale = 2 * ball.components.sum() / start.clamp(min=1e-300)  # near 4 s_0
+    x = torch.log1p(scale * ball.variance)
+    half, middle = (x.max() - x.min()) / 2, (x.max() + x.min()) / 2
+    nodes = math.ceil(18 / math.asinh(2 / half.item())) if half > 0 else 1
+    if nodes * 1.5 > len(x): return ball
+    angle = math.pi * (torch.arange(nodes, dtype=torch.float64) + 0.5) / nodes
+    v = torch.expm1(middle + half * angle.cos()) / scale
+    order = torch.arange(nodes, dtype=torch.float64)[:, None]
+    series = torch.cos(order * torch.acos(((x - middle) / half).clamp(-1, 1)))  # T_j(x_i), (J, G)
+    share = (2 - (order == 0).double()) / nodes * torch.cos(order * angle)  # (J, nodes)
+    move = lambda values: values @ series.T @ share
+    fewer = _Ball(move(ball.energy), v, move(ball.components))
+    exact, near = (_distance_to_nearest(log_size, b._replace(energy=b.energy[ends]))
+                   for b in (ball, fewer))
+    return fewer if ((near / exact - 1).abs() < 1e-7).all() else ball
+
 # %% ../../nbs/theory/09_random_coding.ipynb #cell-017
 class RandomCoding(NamedTuple):
     """What a random codebook achieves.
@@ -180,9 +213,10 @@ def _energies(
     u = torch.stack([engine.draw(samples // 8, dtype=torch.float64)
                      for engine in engines]).clamp(1e-16, 1 - 1e-16)
     energy = torch.zeros(*u.shape[:2], len(variances), dtype=torch.float64)
-    energy[..., live] = (
-        2 * variances[live] * torch.from_numpy(gammaincinv(count[live].numpy() / 2, u.numpy()))
-    )
+    single = count[live] == 1  # faster by the inverse error function
+    many = torch.from_numpy(gammaincinv(count[live][~single].numpy() / 2, u[..., ~single].numpy()))
+    u[..., single], u[..., ~single] = torch.erfinv(u[..., single]).square(), many
+    energy[..., live] = 2 * variances[live] * u
     return energy, torch.full((samples // 8,), 8 / samples, dtype=torch.float64)
 
 # %% ../../nbs/theory/09_random_coding.ipynb #cell-018
@@ -235,8 +269,9 @@ def random_coding_distortion(
     )
     rows = add(energy).flatten(0, 1)
     components = add(count.double())
-    nearest = torch.cat([_distance_to_nearest(log_size, _Ball(part, v, components))
-                         for part in rows.split(256)])
+    ball = _interpolated(log_size, _Ball(rows, v, components))
+    nearest = torch.cat([_distance_to_nearest(log_size, ball._replace(energy=part))
+                         for part in ball.energy.split(64)])
     total = (nearest.view(len(energy), -1) * weight).sum(-1)
     # Student, 7 degrees
     error = 3.499 * total.std() / math.sqrt(8) if len(total) > 1 else torch.zeros_like(still)
