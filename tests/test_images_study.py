@@ -10,6 +10,7 @@ from PIL import Image
 
 from vqvae.studies.images import (
     RATES,
+    RULE,
     autoencoder,
     images,
     jpeg_file,
@@ -71,9 +72,11 @@ def test_shapes_of_every_autoencoder(method, tokens):
 
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="dataset must be digits or photographs, got 'faces'"):
-        measure("faces", "PCA", 0, 1.0, 0, 0)
+        measure("faces", "PCA", 0, 1.0, 0, 0.0, "–", 0)
+    with pytest.raises(ValueError, match="rule must be default or '0.95, 50', got 'loss'"):
+        measure("digits", "linear", 1, 16, 160, 0.01, "loss", 0)
     with pytest.raises(ValueError, match="method must be linear, conv or transformer, got 'GIF'"):
-        measure("digits", "GIF", 1, 16, 160, 0)
+        measure("digits", "GIF", 1, 16, 160, 0.01, RULE, 0)
 
 
 def test_summary_leaves_out_what_cannot_be_compared():
