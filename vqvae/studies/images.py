@@ -12,7 +12,7 @@ __all__ = ['SIDE', 'PIXELS', 'WARM_UP', 'RULE', 'AUTOENCODERS', 'BLOCKS', 'RATES
 import io
 import math
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -577,7 +577,8 @@ def compared(
     chosen = [method not in AUTOENCODERS or rule == RULE and rate == TRIED[name][method][1]
               for name, method, rate, rule in zip(rows.dataset, rows.method, rows.learning_rate,
                                                   rows.rule)]
-    return rows[chosen]
+    kept: Any = rows[chosen]
+    return kept
 
 # %% ../../nbs/studies/09_images.ipynb #cell-041
 def with_gains(

@@ -207,6 +207,7 @@ def at_rate(
     """
     found, groups = [], table.groupby(["source", "method", "dim"], sort=False)
     key: Any
+    part: Any
     for key, part in groups:
         rates, gaps, halves = part[["rate", "gap", "± gap"]].sort_values("rate").to_numpy().T
         fixed = key[1] in ("VQ", "Lloyd–Max", "random codes")
@@ -239,7 +240,7 @@ def plot(
     import matplotlib.pyplot as plt
 
     table: Any = summarize(rows)
-    fig, axes = plt.subplots(1, 2, figsize=(9.6, 5.2), sharey=True)
+    fig, axes = plt.subplots(1, 2, figsize=(9.6, 5.2), sharey=True, layout="constrained")
     for ax, source in zip(axes, ("gaussian", "laplace")):
         for (method, dim), (color, style) in _LINES.items():
             line = table.query("source == @source and method == @method and dim == @dim")
@@ -250,7 +251,7 @@ def plot(
             ax.plot(line.rate, line.gap, style, color=color, ms=4, lw=1.4,
                     label=label + (f", k = {dim}" if method in ("VQ", "random codes") else ""))
         ax.axhline(0, color=LIMIT, lw=1)
-        ax.set(xlabel="bits per number", title=source, xlim=(0.4, 4.1), ylim=(-0.15, 6.5))
+        ax.set(xlabel="bits per number", title=source, xlim=(0.4, 4.1), ylim=(-0.15, 6.8))
     rate = np.linspace(1, 4, 50)
     for constant, name in ((LATTICE_CONSTANTS[8][1], "E8"), (sphere_bound(8), "spheres")):
         law = zador_distortion(torch.from_numpy(2.0 ** (8 * rate)), torch.ones(8), constant)
@@ -258,8 +259,8 @@ def plot(
                      color=LIMIT, lw=1, ls="-." if name == "E8" else (0, (1, 3)),
                      label=f"Zador's law, k = 8, {name}")
     axes[0].set_ylabel("dB above D(R)")
-    fig.legend(loc="outside lower center", ncols=4, fontsize=8)
-    fig.set_layout_engine("constrained")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4,
+               fontsize=8)
     return fig
 
 
