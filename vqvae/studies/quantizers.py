@@ -207,7 +207,7 @@ _TRIED = {
                  "VQ": Cross((1e-3, 3e-3, 1e-2, 3e-2), _BETA, 1e-2),
                  "rotation VQ": Cross((3e-5, 1e-4, 3e-4, 1e-3), _BETA, 1e-4),
                  "FSQ": Cross((3e-3, 1e-2, 3e-2, 1e-1), (_FSQ[2], *_FSQ[:2], _FSQ[3]), 3e-2),
-                 "Gumbel": Cross((1e-4, 3e-4, 1e-3, 3e-3), ("0.1", "0.03", "0.3", "1"), 3e-4)},
+                 "Gumbel": Cross((1e-3, 3e-3, 1e-2, 3e-2), ("0.1", "0.03", "0.3", "1"), 3e-3)},
     "digits conv": {"VQ classical": Cross(_DIGITS, _BETA, 1e-2),
                     "VQ loss": Cross(_DIGITS, _BETA, 1e-2),
                     "VQ": Cross(_DIGITS, _BETA, 3e-3),
@@ -218,7 +218,7 @@ _TRIED = {
 # %% ../../nbs/studies/07_quantizers.ipynb #chosen
 _CHOSEN = {  # learning rate, and setting or kind of grid: the best of what was tried
     "gaussian": {"VQ classical": (3e-2, "0.25"), "VQ loss": (1e-1, "0.25"), "VQ": (1e-2, "0.25"),
-                 "rotation VQ": (3e-5, "0.25"), "FSQ": (3e-2, "product"), "Gumbel": (3e-4, "0.1")},
+                 "rotation VQ": (3e-5, "0.25"), "FSQ": (3e-2, "product"), "Gumbel": (3e-3, "0.1")},
     "digits conv": {"VQ classical": (1e-2, "0.25"), "VQ loss": (1e-2, "0.25"), "VQ": (3e-3, "1"),
                     "rotation VQ": (3e-3, "0.25"), "FSQ": (1e-2, "equal"), "Gumbel": (1e-2, "1")}}
 
