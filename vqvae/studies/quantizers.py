@@ -217,10 +217,10 @@ _TRIED = {
 
 # %% ../../nbs/studies/07_quantizers.ipynb #chosen
 _CHOSEN = {  # learning rate, and setting or kind of grid: the best of what was tried
-    "gaussian": {"VQ classical": (3e-2, "0.25"), "VQ loss": (1e-1, "0.25"), "VQ": (1e-2, "0.25"),
-                 "rotation VQ": (3e-5, "0.25"), "FSQ": (3e-2, "product"), "Gumbel": (3e-3, "0.1")},
-    "digits conv": {"VQ classical": (1e-2, "0.25"), "VQ loss": (1e-2, "0.25"), "VQ": (3e-3, "1"),
-                    "rotation VQ": (3e-3, "0.25"), "FSQ": (1e-2, "equal"), "Gumbel": (1e-2, "1")}}
+    "gaussian": {"VQ classical": (1e-1, "0.25"), "VQ loss": (1e-1, "0.25"), "VQ": (1e-2, "0.25"),
+                 "rotation VQ": (1e-4, "4"), "FSQ": (3e-2, "product"), "Gumbel": (3e-3, "0.1")},
+    "digits conv": {"VQ classical": (1e-2, "1"), "VQ loss": (1e-2, "0.25"), "VQ": (3e-3, "0.25"),
+                    "rotation VQ": (3e-3, "0.25"), "FSQ": (1e-2, "paper"), "Gumbel": (1e-2, "1")}}
 
 
 def _configuration(part: str, task: str, method: str, bits: int, learning_rate: float,
