@@ -6,7 +6,7 @@ PYTHON ?= $(or $(shell for python in python3 python3.13 python3.12 python3.11 py
   $(error Python 3.11 or newer was not found; name it: make PYTHON=/path/to/python ...))
 BIN := .venv/bin
 RESULTS := nbs/studies/results
-NOTEBOOKS = $(shell find nbs -name '*.ipynb' -not -path '*/.*' | sort)
+NOTEBOOKS = $(shell find nbs -name '*.ipynb' -not -path '*/[._]*' | sort)
 RUN_NOTEBOOKS = OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore VQVAE_STATIC=1 $(BIN)/jupyter nbconvert --log-level WARN \
   --to notebook --execute --inplace --ExecutePreprocessor.store_widget_state=False
 export PATH := $(CURDIR)/$(BIN):$(PATH)

@@ -63,7 +63,7 @@ def declared(*extras: str) -> set[str]:
 
 
 NOTEBOOKS = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb")
-                   if not any(part.startswith(".") for part in path.parts))
+                   if not any(part[0] in "._" for part in path.relative_to(ROOT).parts))
 
 
 @pytest.mark.parametrize("notebook", [path.relative_to(ROOT).as_posix() for path in NOTEBOOKS])

@@ -10,10 +10,7 @@ from PIL import Image
 
 from vqvae.studies.images import (
     RATES,
-    RULE,
-    TRIED,
     autoencoder,
-    compared,
     images,
     jpeg_file,
     kmeans_code,
@@ -74,22 +71,19 @@ def test_shapes_of_every_autoencoder(method, tokens):
 
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="dataset must be digits or photographs, got 'faces'"):
-        measure("faces", "PCA", 0, 1.0, 0, 0.0, "–", 0)
-    with pytest.raises(ValueError, match="rule must be default or '0.95, 50', got 'loss'"):
-        measure("digits", "linear", 1, 16, 160, 0.01, "loss", 0)
+        measure("faces", "PCA", 0, 1.0, 0, 0)
     with pytest.raises(ValueError, match="method must be linear, conv or transformer, got 'GIF'"):
-        measure("digits", "GIF", 1, 16, 160, 0.01, RULE, 0)
+        measure("digits", "GIF", 1, 16, 160, 0)
 
 
 def test_summary_leaves_out_what_cannot_be_compared():
     "A rate below all files of JPEG has no gain over JPEG."
     row = {"dataset": "digits", "seed": 0, "steps": 0, "rate_nominal": math.nan, "tokens": 0,
-           "setting": 1.0, "learning_rate": 0.0, "rule": "–"}
+           "setting": 1.0}
     rows = pd.DataFrame([{**row, "method": name, "rate": rate, "distortion": error}
                          for name, first in (("PCA", 0.2), ("JPEG", 0.4), ("JPEG, flat", 0.4))
                          for rate, error in ((first, 1e-2), (0.6, 1e-3))])
-    chosen = {"learning_rate": TRIED["digits"]["linear"][1], "rule": RULE}
-    learned = pd.DataFrame([{**row, **chosen, "method": "linear", "tokens": 1, "rate": 0.3,
+    learned = pd.DataFrame([{**row, "method": "linear", "tokens": 1, "rate": 0.3,
                              "distortion": 1e-2}])
     table = summarize(pd.concat([rows, learned], ignore_index=True))
     assert (
@@ -102,12 +96,3 @@ def test_summary_leaves_out_what_cannot_be_compared():
 def test_every_configuration_is_measured_once():
     assert len({tuple(c.values())
                 for c in images.grid}) == len(images.grid) and len(images.seeds) >= 5
-
-
-def test_the_comparison_has_one_learning_rate_and_one_rule():
-    rows = pd.DataFrame(images.grid)
-    kept = compared(rows)
-    learned = kept[kept.rule != "–"]
-    assert set(learned.rule) == {RULE} and (kept.rule == "–").sum() == (rows.rule == "–").sum()
-    assert not learned.duplicated(["dataset", "method", "tokens", "setting", "steps"]).any()
-    assert len(learned) == 2 * 3 * len(RATES) + 2
