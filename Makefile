@@ -17,7 +17,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
-study: .venv/core.stamp ## the main job: train the methods side by side, print the table, write CSV and figure
+study: .venv/core.stamp ## the main job: 256 codes with customary settings and with three lines more, print the table, write CSV and figure
 	$(BIN)/vqvae study run first-look
 
 studies: .venv/core.stamp ## every study of the book with its time; says which committed numbers moved
