@@ -355,7 +355,7 @@ def test_every_study_has_a_question_a_page_and_stored_rows(name):
 
 def test_every_module_of_studies_is_engine_or_study():
     modules = {path.stem for path in (ROOT / "vqvae" / "studies").glob("*.py")} - {"__init__"}
-    engine = {"study", "version", "store", "run"}
+    engine = {"study", "version", "store", "run", "protocol"}
     assert modules == engine | {name.replace("-", "_") for name in study_names()}
     assert {path.stem.split("-tuning")[0] for path in RESULTS.glob("*.csv")} == {*study_names()}
 
