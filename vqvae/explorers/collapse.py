@@ -136,7 +136,9 @@ def collapse_trainer(
     latents = data.get_initialization_batch(500, encoder, seed)
     quantizer.initialize(CHOICES["initialization"][initialization], latents,
                          torch.Generator().manual_seed(seed))
-    return Trainer(VQVAE(encoder, quantizer, decoder), seed=seed)
+    return Trainer(VQVAE(encoder, quantizer, decoder),
+                   optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.0),
+                   clip_norm=None, seed=seed)
 
 # %% ../../nbs/explorers/06_collapse.ipynb #cell-008
 _UNIT = 0.001
