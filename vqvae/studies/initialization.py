@@ -206,7 +206,8 @@ def _rates(init: str, samples: int | None = None, codebook_size: int = 256) -> t
 def _trained() -> list[dict]:
     grid = []
     for cell in _TRAINED:
-        starts = [(init, None) for init in INITIALIZERS if init != "normal"]
+        starts: list[tuple[str, int | None]] = [(init, None) for init in INITIALIZERS
+                                                if init != "normal"]
         if cell[2] >= 256: starts.append(("k-means", _MANY))
         for start in starts:
             grid += [_row(*cell, *start, learning="loss", learning_rate=rate, steps=200)
@@ -311,7 +312,7 @@ _STARTS = ("uniform", "sample", "k-means", "k-means 16k", "sample/2", "isotropic
 def _draw_differences(ax: Axes, table: pd.DataFrame) -> None:
     "Percent above the water-filled start over the dimension."
     for marker, color, name in zip("oDP^sv", PALETTE, _STARTS):
-        part = table[table.method == name].sort_values("dim")
+        part = table.loc[table.method == name].sort_values("dim")
         if not len(part): continue
         ends = [part.difference - part.low, part.high - part.difference]
         ax.errorbar(part.dim, part.difference, ends, fmt=f"{marker}-", ms=5, lw=1.2, capsize=3,
@@ -320,7 +321,7 @@ def _draw_differences(ax: Axes, table: pd.DataFrame) -> None:
     dims, ticks = [2, 8, 32, 128], [-10, -1, 0, 1, 10, 100, 1000]
     ax.set(xscale="log", xticks=dims, xticklabels=dims, xlabel="dimension k")
     ax.set_yscale("symlog", linthresh=1)
-    ax.set_yticks(ticks, ticks)
+    ax.set_yticks(ticks, [str(at) for at in ticks])
     for axis in (ax.xaxis, ax.yaxis): axis.set_ticks([], minor=True)
 
 
