@@ -156,6 +156,8 @@ def test_core_alone(core, tmp_path):
 
 @pytest.mark.network
 @pytest.mark.slow
+@pytest.mark.skipif("LOWEST_VERSIONS" not in os.environ,
+                    reason="downloads another PyTorch, gigabytes: LOWEST_VERSIONS=1 runs it")
 def test_lowest_versions_that_are_declared(wheel, tmp_path):
     folder = tmp_path / "environment"
     run(tmp_path, sys.executable, "-m", "venv", str(folder))
